@@ -1,0 +1,836 @@
+"""Evaluation of the locked model: Table 2, Dice, agreement, calibration, and the proof that nothing leaked.
+
+The test cohort's labels are opened here and nowhere before. Every threshold, every logistic coefficient and the
+calibration come from the training cohort; this module recomputes them from the training cohort's files and refuses a
+study in which they do not agree (paper, Evaluation of the models; Table 2).
+"""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from haemex.baselines import apply_logistic, fit_baselines
+from haemex.cohort import refuse_doubled_scans
+from haemex.errors import InputError
+from haemex.markers import MARKERS, agreement
+from haemex.nifti import read_volume, write_atomically
+from haemex.segmentation_metrics import dice
+from haemex.statistics import (
+    bland_altman,
+    brier,
+    calibration_fit,
+    count_decisions,
+    delong_auc,
+    delong_paired,
+    holm,
+    likelihood_ratios,
+    sensitivity_threshold,
+    wilson_interval,
+    youden_threshold,
+)
+
+EVALUATION_FILES = (
+    "table2.tsv",
+    "scores.tsv",
+    "dice.tsv",
+    "agreement.tsv",
+    "acquisition.tsv",
+    "leaks.tsv",
+    "summary.json",
+)
+
+# Rows of Table 2 after the seven markers: column of `scores.tsv`, name as the paper prints it.
+MODELS = {"volume": "Haematoma volume", "bat": "BAT score", "cnn": "CNN"}
+MEASURES = (
+    "sensitivity",
+    "specificity",
+    "lr_pos_weighted",
+    "lr_neg_weighted",
+    "lr_pos",
+    "lr_neg",
+    "ppv",
+    "npv",
+    "auc",
+    "auc_difference",
+)
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def read_table(path, as_text=False):
+    """Read a table that a stage wrote.
+
+    Parameters
+    ----------
+    path : path-like
+        Tab-separated with a header.
+    as_text : bool
+        Leave every cell as it stands, e.g. "0.800".
+
+    Returns
+    -------
+    list of dict
+        One per line; a cell that reads as a number is int or float, an empty cell None. The columns `patient`, `copy`
+        and `candidate` stay text, so that patient 007 is not patient 7.
+    """
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    return [
+        {
+            name: (text or None) if as_text or name in ("patient", "copy", "candidate") else _typed(text)
+            for name, text in row.items()
+        }
+        for row in rows
+    ]
+
+
+def _typed(text):
+    if text == "" or text is None:
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def write_table(path, rows, columns=None):
+    """Write dicts as a tab-separated table: floats in full precision, None and NaN as an empty cell.
+
+    Parameters
+    ----------
+    path : path-like
+        Where to; written whole or not at all.
+    rows : list of dict
+        One per line.
+    columns : sequence of str, optional
+        Header; by default the keys of the first row.
+    """
+    columns = list(columns or rows[0])
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_cell(row[name]) for name in columns])
+    write_atomically(path, text.getvalue().encode())
+
+
+def _cell(value):
+    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool | np.bool_ | np.integer):
+        return str(int(value))
+    return repr(float(value)) if isinstance(value, float | np.floating) else str(value)
+
+
+# --- the stage ---------------------------------------------------------------------------------------------------
+
+
+def evaluate_study(
+    rows,
+    *,
+    out_of_fold_path,
+    selected_path,
+    model_path,
+    roles_paths,
+    final_roles_path,
+    predict_folder,
+    measure_folder,
+    convert_folder,
+    resample_folder,
+    out_folder,
+    confidence,
+    bat_cut,
+    operating_point,
+    min_sensitivity,
+):
+    """Evaluate the locked model on the test cohort and write the files named in `EVALUATION_FILES`.
+
+    Parameters
+    ----------
+    rows : list of dict
+        `haemex.clinical.clinical_rows`: one dict per patient who entered, clinical columns and cohort columns.
+    out_of_fold_path, selected_path : path-like
+        `select/predictions.tsv` and `select/selected.json`.
+    model_path : path-like
+        `final/model/model.json`.
+    roles_paths : list of path-like
+        `train/{candidate}/fold{fold}/roles.tsv` of every training of the cross-validation.
+    final_roles_path : path-like
+        `final/roles.tsv`.
+    predict_folder : path-like
+        Holds `predictions.tsv`, `{patient}_haematoma.nii.gz` (native grid) and `{patient}_grid.nii.gz` (network's grid)
+        of both cohorts, by the final model.
+    measure_folder : path-like
+        Holds `{patient}.json` and `{patient}_haematoma.nii.gz`, the manual mask on the native grid.
+    convert_folder : path-like
+        Holds `{patient}_baseline.json`.
+    resample_folder : path-like
+        Holds `{patient}.json` and `{patient}_haematoma.nii.gz`, the manual mask on the network's grid.
+    out_folder : path-like
+        Folder of the outputs.
+    confidence : float
+        Level of every interval, e.g. 0.95.
+    bat_cut : int
+        BAT score from which a patient is called positive.
+    operating_point : {"youden", "sensitivity"}
+        The rule by which thresholds were chosen on the training cohort.
+    min_sensitivity : float
+        Used with "sensitivity".
+
+    Raises
+    ------
+    InputError
+        A leak (`check_roles`, `check_operating_point`), a patient without a prediction, masks on different grids.
+    """
+    predict_folder, measure_folder = Path(predict_folder), Path(measure_folder)
+    predictions = {row["patient"]: row for row in read_table(predict_folder / "predictions.tsv")}
+    out_of_fold = read_table(out_of_fold_path)
+    selected, model = _read_json(selected_path), _read_json(model_path)
+    patients = [row["patient"] for row in rows]
+    measured = {patient: _read_json(measure_folder / f"{patient}.json") for patient in patients}
+    resampled = {patient: _read_json(Path(resample_folder) / f"{patient}.json") for patient in patients}
+    acquired = {patient: _read_json(Path(convert_folder) / f"{patient}_baseline.json") for patient in patients}
+
+    for row in rows:
+        if row["patient"] not in predictions:
+            raise InputError(
+                f"patient {row['patient']} has no prediction of the final model",
+                "run the stage predict again",
+                predict_folder / "predictions.tsv",
+            )
+    rule = {"operating_point": operating_point, "min_sensitivity": min_sensitivity}
+    training = [row for row in rows if row["cohort"] == "train"]
+    test = [row for row in rows if row["cohort"] == "test"]
+    leaks = check_roles(
+        rows,
+        {"/".join(Path(path).parts[-3:-1]): read_table(path) for path in roles_paths},
+        read_table(final_roles_path),
+        out_of_fold,
+        measured,
+    )
+    leaks += check_operating_point(rows, out_of_fold, predictions, selected, model, **rule)
+    baselines = fit_baselines(training, operating_point, min_sensitivity if operating_point == "sensitivity" else None)
+    fitted = ", ".join(f"{name} on {one['patients']}" for name, one in baselines.items())
+    leaks.append(
+        _passed(
+            "The logistic models and their thresholds are fitted on the training cohort",
+            f"{fitted} of {len(training)} training patients, 0 of {len(test)} test patients",
+        )
+    )
+    scores = score_patients(test, predictions, baselines)
+    table2 = table_two(scores, model["operating_point"], baselines, bat_cut, confidence)
+    overlap = []
+    for row in rows:
+        patient = row["patient"]
+        grid = _dice(Path(resample_folder) / f"{patient}_haematoma.nii.gz", predict_folder / f"{patient}_grid.nii.gz")
+        native = _dice(measure_folder / f"{patient}_haematoma.nii.gz", predict_folder / f"{patient}_haematoma.nii.gz")
+        held_out = [one["dice"] for one in out_of_fold if one["patient"] == patient]
+        overlap.append(
+            {
+                "patient": patient,
+                "cohort": row["cohort"],
+                "dice_grid": grid,
+                "dice_native": native,
+                "dice_out_of_fold": held_out[0] if held_out else None,
+                "reference_ml": measured[patient]["baseline_ml"],
+                "predicted_ml": float(predictions[patient]["predicted_ml"]),
+                "inside_fraction": resampled[patient]["haematoma_inside_fraction"],
+            }
+        )
+    summary = {
+        "confidence": confidence,
+        "cohorts": {
+            name: {"patients": len(group), "expansions": sum(row["expansion"] for row in group)}
+            for name, group in (("train", training), ("test", test))
+        },
+        "operating_point": {**model["operating_point"], "bat_cut": bat_cut},
+        "table2": {row["row"]: {name: value for name, value in row.items() if name != "row"} for row in table2},
+        "out_of_fold": _out_of_fold_summary(out_of_fold, confidence),
+        "segmentation": segmentation_summary(overlap, confidence),
+        "calibration": calibration_summary(
+            scores, model["calibration"], sum(row["expansion"] for row in training) / len(training)
+        ),
+        "baselines": baselines,
+        "selection": {name: selected[name] for name in ("candidate", "criterion", "alarms")},
+        "leaks": {"checks": len(leaks), "verdict": "passed"},
+        "missing_in_test": {marker: sum(row[marker] is None for row in scores) for marker in (*MARKERS, "bat_score")},
+    }
+
+    text = json.dumps(_without_nan(summary), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    folder = Path(out_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(folder / "leaks.tsv", leaks)
+    write_table(folder / "table2.tsv", table2)
+    write_table(folder / "scores.tsv", scores)
+    write_table(folder / "dice.tsv", overlap)
+    write_table(folder / "agreement.tsv", agreement_table(rows, measured, confidence), AGREEMENT_COLUMNS)
+    write_table(folder / "acquisition.tsv", acquisition_table(rows, acquired))
+    write_atomically(folder / "summary.json", text.encode())
+
+
+def _read_json(path):
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _without_nan(value):
+    """Replace NaN and infinity by None and numpy's numbers by Python's throughout, for JSON."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- leaks -------------------------------------------------------------------------------------------------------
+
+
+def _passed(check, compared):
+    return {"check": check, "compared": compared, "verdict": "passed"}
+
+
+def check_roles(rows, trainings, final_roles, out_of_fold, measured):
+    """Refuse a study in which a patient stands on two sides; else say what was compared.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Patients with `patient`, `cohort`, `fold` and `expansion`.
+    trainings : dict of str to list of dict
+        Rows of `roles.tsv` (patient, copy, role) of each training of the cross-validation, by "candidate/fold<k>".
+    final_roles : list of dict
+        The same of the final model.
+    out_of_fold : list of dict
+        Rows of `select/predictions.tsv`, with `patient`, `fold` and `expansion`.
+    measured : dict of str to dict
+        `measure/{patient}.json` by patient, with `pixel_digest`.
+
+    Returns
+    -------
+    list of dict
+        check, compared, verdict: the proof, for `leaks.tsv`.
+
+    Raises
+    ------
+    InputError
+        Names the patient and both sides.
+    """
+    again = "delete the results of this study and train again; if it happens again, report it as a fault of haemex"
+    training = {row["patient"]: row for row in rows if row["cohort"] == "train"}
+    test = {row["patient"] for row in rows if row["cohort"] == "test"}
+    both = sorted(set(training) & test)
+    if both:
+        raise InputError(f"patient {both[0]} is in the training and in the test cohort", again)
+
+    doubled = [{"patient": patient, "pixel_digest": measured[patient]["pixel_digest"]} for patient in sorted(measured)]
+    refuse_doubled_scans(doubled)
+    scans = sum(digest is not None for one in doubled for digest in one["pixel_digest"].values())
+    proof = [
+        _passed("No scan stands under two patients (digests of the pixels)", f"{scans} scans, {len(doubled)} patients")
+    ]
+
+    lines, sides = 0, 0
+    for name, roles in [*trainings.items(), ("final", final_roles)]:
+        seen = {"train": set(), "validation": set()}
+        for line in roles:
+            if line["role"] not in seen:
+                raise InputError(f"training {name} has patient {line['patient']} in the role `{line['role']}`", again)
+            seen[line["role"]].add(line["patient"])
+            lines += 1
+            if line["role"] == "validation" and line["copy"] != "scan":
+                raise InputError(
+                    f"training {name} was validated on augmented copy {line['copy']} of patient {line['patient']}",
+                    again,
+                )
+        for patient in sorted((seen["train"] | seen["validation"]) - set(training)):
+            where = "of the test cohort" if patient in test else "who is in neither cohort"
+            raise InputError(f"patient {patient} {where} took part in training {name}", again)
+        for patient in sorted(seen["train"] & seen["validation"]):
+            raise InputError(f"patient {patient} is on the training and on the validation side of {name}", again)
+        sides += len(seen["train"]) + len(seen["validation"])
+        for patient in sorted(set(training) - seen["train"] - seen["validation"]):
+            raise InputError(f"patient {patient} of the training cohort is missing from training {name}", again)
+        if name == "final":
+            expected = set()
+        else:
+            fold = int(name.rpartition("fold")[2])
+            expected = {patient for patient, row in training.items() if row["fold"] == fold}
+        for patient in sorted(seen["validation"] ^ expected):
+            side = "validation" if patient in seen["validation"] else "training"
+            raise InputError(f"patient {patient} is on the {side} side of {name}, against the folds", again)
+    proof += [
+        _passed(
+            "No patient, augmented copies included, is on the training and the validation side of one training",
+            f"{lines} roles of {sides} patients in {len(trainings) + 1} trainings",
+        ),
+        _passed(
+            "No patient of the test cohort took part in any training",
+            f"{len(test)} test patients against {len(trainings) + 1} trainings",
+        ),
+        _passed(
+            "The sides of every training are the folds cut beforehand, and validation saw unaugmented scans only",
+            f"{len(trainings)} trainings, {len({row['fold'] for row in training.values()})} folds",
+        ),
+    ]
+
+    held_out = [row["patient"] for row in out_of_fold]
+    for patient in sorted(set(training) - set(held_out)):
+        raise InputError(f"patient {patient} of the training cohort has no out-of-fold prediction", again)
+    for patient in sorted(set(held_out) - set(training)):
+        raise InputError(f"patient {patient} has an out-of-fold prediction but is not in the training cohort", again)
+    for patient in sorted({patient for patient in held_out if held_out.count(patient) > 1}):
+        raise InputError(f"patient {patient} has more than one out-of-fold prediction", again)
+    for row in out_of_fold:
+        known = training[row["patient"]]
+        if (row["fold"], row["expansion"]) != (known["fold"], known["expansion"]):
+            raise InputError(f"the out-of-fold prediction of patient {row['patient']} has another fold or label", again)
+    proof.append(
+        _passed(
+            "Every training patient was predicted once, by the model that did not see the patient",
+            f"{len(held_out)} out-of-fold predictions of {len(training)} training patients",
+        )
+    )
+    return proof
+
+
+def check_operating_point(rows, out_of_fold, predictions, selected, model, operating_point, min_sensitivity):
+    """Refuse a threshold or a calibration that does not come from the out-of-fold predictions, or was not applied.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Patients with `patient`.
+    out_of_fold : list of dict
+        `select/predictions.tsv`, with `expansion`, `probability` and `logit`.
+    predictions : dict of str to dict
+        Rows of `predict/predictions.tsv` by patient.
+    selected, model : dict
+        `selected.json` and `model.json`.
+    operating_point, min_sensitivity : str, float
+        The rule.
+
+    Returns
+    -------
+    list of dict
+        check, compared, verdict.
+
+    Raises
+    ------
+    InputError
+        The numbers disagree.
+    """
+    again = "run the stages select, final and predict again; never set a threshold by hand"
+    labels = [row["expansion"] for row in out_of_fold]
+    probabilities = [row["probability"] for row in out_of_fold]
+    if operating_point == "youden":
+        threshold = youden_threshold(labels, probabilities)
+    else:
+        threshold = sensitivity_threshold(labels, probabilities, min_sensitivity)
+    for where, found in (
+        ("selected.json", selected["threshold"]),
+        ("model.json", model["operating_point"]["threshold"]),
+    ):
+        if not math.isclose(found, threshold, rel_tol=1e-9):
+            raise InputError(
+                f"the threshold in {where} is {found:.6g}, but the out-of-fold predictions of the training cohort give "
+                f"{threshold:.6g}",
+                again,
+            )
+    intercept, slope = calibration_fit(labels, [row["logit"] for row in out_of_fold])
+    for where, found in (("selected.json", selected["calibration"]), ("model.json", model["calibration"])):
+        pairs = ((found["intercept"], intercept), (found["slope"], slope))
+        if not all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in pairs):
+            raise InputError(
+                f"the calibration in {where} is {found['intercept']:.6g} and {found['slope']:.6g}, but the out-of-fold "
+                f"predictions of the training cohort give {intercept:.6g} and {slope:.6g}",
+                again,
+            )
+    for row in rows:
+        one = predictions[row["patient"]]
+        calibrated = apply_logistic({"intercept": intercept, "coefficient": slope}, one["logit"])
+        if one["positive"] != int(one["probability"] >= model["operating_point"]["threshold"]):
+            raise InputError(f"the decision on patient {row['patient']} does not follow from the threshold", again)
+        if not math.isclose(one["calibrated_probability"], calibrated, rel_tol=1e-6, abs_tol=1e-9):
+            raise InputError(
+                f"the calibrated probability of patient {row['patient']} does not follow from the calibration", again
+            )
+    return [
+        _passed(
+            f"The threshold is the one the out-of-fold predictions give (rule: {operating_point})",
+            f"{threshold:.6g}, recomputed from {len(labels)} training patients; selected.json and model.json agree",
+        ),
+        _passed(
+            "The calibration is the one the out-of-fold predictions give",
+            f"intercept {intercept:.6g}, slope {slope:.6g}, recomputed from {len(labels)} training patients",
+        ),
+        _passed(
+            "Every decision and every calibrated probability follows from them",
+            f"{len(rows)} patients",
+        ),
+    ]
+
+
+# --- Table 2 -----------------------------------------------------------------------------------------------------
+
+
+def score_patients(test, predictions, baselines):
+    """Collect what every marker and model says about each patient of the test cohort.
+
+    Parameters
+    ----------
+    test : list of dict
+        Patients with the markers, `baseline_ml`, `bat_score` and `expansion`.
+    predictions : dict of str to dict
+        Rows of `predict/predictions.tsv` by patient.
+    baselines : dict
+        `haemex.baselines.fit_baselines`.
+
+    Returns
+    -------
+    list of dict
+        patient, expansion, the network's probability, logit, calibrated_probability and positive; baseline_ml and
+        bat_score; the seven markers (0/1); and, for ranking, `volume` and `bat` (probability of the logistic model)
+        and `cnn` (the logit, which does not saturate as the probability does). None = missing.
+    """
+    return [
+        {
+            "patient": row["patient"],
+            "expansion": row["expansion"],
+            **{
+                name: predictions[row["patient"]][name]
+                for name in ("probability", "logit", "calibrated_probability", "positive")
+            },
+            "baseline_ml": row["baseline_ml"],
+            "bat_score": row["bat_score"],
+            **{marker: None if row[marker] is None else int(row[marker]) for marker in MARKERS},
+            "volume": apply_logistic(baselines["volume"], row["baseline_ml"]),
+            "bat": apply_logistic(baselines["bat"], row["bat_score"])
+            if "bat" in baselines and row["bat_score"] is not None
+            else None,
+            "cnn": predictions[row["patient"]]["logit"],
+        }
+        for row in test
+    ]
+
+
+def table_two(scores, operating_point, baselines, bat_cut, confidence):
+    """Make Table 2: the seven markers, the two logistic models and the network on the test cohort.
+
+    A patient with a missing marker is left out of that marker's row (its `n` says so), and the row is compared with the
+    network on the patients both have. "Weighted" likelihood ratios are the paper's TP/FP and FN/TN, post-test odds.
+
+    Parameters
+    ----------
+    scores : list of dict
+        `score_patients`.
+    operating_point : dict
+        The network's `threshold` and `rule`, from the model bundle.
+    baselines : dict
+        `haemex.baselines.fit_baselines`, fitted on the training cohort.
+    bat_cut : int
+        BAT score from which a patient is called positive.
+    confidence : float
+        Level of the intervals.
+
+    Returns
+    -------
+    list of dict
+        row, n, expansions, tp, fn, tn, fp; for every name of `MEASURES` the estimate, `_lower` and `_upper`; p (paired
+        DeLong against the network), p_holm (over the nine comparisons), threshold (on what `threshold_on` says) and
+        `threshold_from`; `note`. What is undefined is None. `auc_difference` is the network minus the row.
+    """
+    volume = baselines["volume"]
+    how = {"youden": "Youden, training cohort", "sensitivity": "minimum sensitivity, training cohort"}
+    plans = [
+        (label, marker, lambda row, marker=marker: row[marker], (None, "reading", "present or absent"))
+        for marker, label in MARKERS.items()
+    ]
+    plans += [
+        (
+            MODELS["volume"],
+            "volume",
+            lambda row: int(row["volume"] >= volume["threshold"]),
+            (volume["threshold"], "probability of the logistic model", how[volume["rule"]]),
+        ),
+        (
+            MODELS["bat"],
+            "bat",
+            lambda row: int(row["bat_score"] >= bat_cut),
+            (bat_cut, "BAT score", "set beforehand in the config"),
+        ),
+        (
+            MODELS["cnn"],
+            "cnn",
+            lambda row: row["positive"],
+            (
+                operating_point["threshold"],
+                "probability of the network",
+                f"{how[operating_point['rule']]}, out-of-fold",
+            ),
+        ),
+    ]
+    table = []
+    for label, column, decide, (threshold, threshold_on, threshold_from) in plans:
+        known = [row for row in scores if row[column] is not None]
+        labels, values = [row["expansion"] for row in known], [row[column] for row in known]
+        counts = count_decisions(labels, [decide(row) for row in known])
+        tp, fn, tn, fp = counts
+        area = delong_auc(labels, values, confidence)
+        measures = {
+            "sensitivity": wilson_interval(tp, tp + fn, confidence),
+            "specificity": wilson_interval(tn, tn + fp, confidence),
+            **likelihood_ratios(counts, confidence),
+            "ppv": wilson_interval(tp, tp + fp, confidence),
+            "npv": wilson_interval(tn, tn + fn, confidence),
+            "auc": (area.auc, area.lower, area.upper),
+            "auc_difference": (math.nan,) * 3,
+        }
+        p, note = math.nan, ""
+        if column != "cnn":
+            paired = delong_paired(labels, [row["cnn"] for row in known], values, confidence)
+            measures["auc_difference"] = (paired.difference, paired.lower, paired.upper)
+            p = paired.p_value
+        if column in baselines:
+            # ASSUME: the direction of a predictor is the one the training cohort shows; it is never turned round on
+            # the test cohort, so an AUC below 0.5 stays below 0.5.
+            coefficient = baselines[column]["coefficient"]
+            note = f"logistic coefficient {coefficient:.3g}"
+            if coefficient < 0:
+                note += (
+                    ": negative, higher values lower the risk in the training cohort, and the AUC is of that direction"
+                )
+            elif coefficient == 0:
+                note += ": no information in the training cohort"
+        row = {"row": label, "n": len(known), "expansions": sum(labels), "tp": tp, "fn": fn, "tn": tn, "fp": fp}
+        for name in MEASURES:
+            row |= dict(zip((name, f"{name}_lower", f"{name}_upper"), measures[name], strict=True))
+        row |= {"p": p, "p_holm": math.nan, "threshold": threshold, "threshold_on": threshold_on}
+        table.append(row | {"threshold_from": threshold_from, "note": note})
+    for row, adjusted in zip(table, holm([row["p"] for row in table]), strict=True):
+        row["p_holm"] = float(adjusted)
+    return [_without_nan(row) for row in table]
+
+
+# --- segmentation, calibration -----------------------------------------------------------------------------------
+
+
+def _dice(reference_path, predicted_path):
+    """Dice of two mask files on one grid."""
+    reference, reference_affine = read_volume(reference_path)
+    predicted, predicted_affine = read_volume(predicted_path)
+    if reference.shape != predicted.shape or not np.allclose(reference_affine, predicted_affine, atol=1e-3):
+        raise InputError(
+            f"manual and predicted haematoma lie on different grids ({reference.shape} and {predicted.shape})",
+            "run the stages measure, resample and predict again",
+            predicted_path,
+        )
+    return dice(reference, predicted)
+
+
+def segmentation_summary(overlap, confidence):
+    """Summarise the Dice coefficients and the volumes.
+
+    Parameters
+    ----------
+    overlap : list of dict
+        Rows of `dice.tsv`.
+    confidence : float
+        Share of differences between the limits of agreement.
+
+    Returns
+    -------
+    dict
+        For "train" (final model, refitted) and "test": n, mean, sd, median, q1, q3, min of Dice on both grids
+        (`native`, `grid`), of the training cohort `out_of_fold` too; `missed` (Dice 0 on the native grid); volume bias
+        and limits of agreement in mL (network minus manual); `cut_off` (patients with less than 99 % of the haematoma
+        inside the network's field of view) and `least_inside`.
+    """
+    summary = {}
+    for cohort in ("train", "test"):
+        group = [row for row in overlap if row["cohort"] == cohort]
+        if not group:
+            continue
+        agreement_ml = bland_altman(
+            [row["predicted_ml"] for row in group], [row["reference_ml"] for row in group], confidence
+        )
+        inside = [row["inside_fraction"] for row in group if row["inside_fraction"] is not None]
+        summary[cohort] = {
+            "native": _distribution([row["dice_native"] for row in group]),
+            "grid": _distribution([row["dice_grid"] for row in group]),
+            "missed": sum(row["dice_native"] == 0 for row in group),
+            "volume_difference_ml": list(agreement_ml),
+            "cut_off": sum(one < 0.99 for one in inside),
+            "least_inside": min(inside, default=None),
+        }
+        held_out = [row["dice_out_of_fold"] for row in group if row["dice_out_of_fold"] is not None]
+        if held_out:
+            summary[cohort]["out_of_fold"] = _distribution(held_out)
+    return summary
+
+
+def _distribution(values):
+    q1, median, q3 = (float(value) for value in np.quantile(values, [0.25, 0.5, 0.75]))
+    return {
+        "n": len(values),
+        "mean": float(np.mean(values)),
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "median": median,
+        "q1": q1,
+        "q3": q3,
+        "min": float(np.min(values)),
+    }
+
+
+def _out_of_fold_summary(out_of_fold, confidence):
+    labels = [row["expansion"] for row in out_of_fold]
+    area = delong_auc(labels, [row["logit"] for row in out_of_fold], confidence)
+    return {"auc": area.auc, "auc_lower": area.lower, "auc_upper": area.upper, "n": len(labels)}
+
+
+def calibration_summary(scores, calibration, training_share):
+    """Say how well the probabilities of the test cohort are calibrated.
+
+    Parameters
+    ----------
+    scores : list of dict
+        `score_patients`.
+    calibration : dict
+        `intercept` and `slope` of the model bundle.
+    training_share : float
+        Share of the training cohort with expansion: the forecast of somebody who looks at no patient.
+
+    Returns
+    -------
+    dict
+        `raw` and `calibrated`: intercept and slope (0 and 1 are perfect) and Brier score; `brier_of_share`, the Brier
+        score of `training_share`; `expected` and `observed` number of expansions.
+    """
+    labels = [row["expansion"] for row in scores]
+    summary = {"brier_of_share": brier(labels, [training_share] * len(labels)), "observed": sum(labels)}
+    summary["expected"] = float(sum(row["calibrated_probability"] for row in scores))
+    logits = np.array([row["logit"] for row in scores], float)
+    calibrated = calibration["intercept"] + calibration["slope"] * logits
+    for name, column, claimed in (("raw", "probability", logits), ("calibrated", "calibrated_probability", calibrated)):
+        intercept, slope = calibration_fit(labels, claimed)
+        score = brier(labels, [row[column] for row in scores])
+        summary[name] = {"intercept": intercept, "slope": slope, "brier": score}
+    return summary
+
+
+# --- agreement, acquisition --------------------------------------------------------------------------------------
+
+AGREEMENT_COLUMNS = ("item", "measure", "n", "estimate", "lower", "upper", "interval")
+
+
+def agreement_table(rows, measured, confidence):
+    """Collect what was read or drawn twice: kappa of every marker, Dice and volumes of the masks.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Patients with markers and second readings.
+    measured : dict of str to dict
+        `measure/{patient}.json` by patient, with `baseline_ml`, `rater2_ml` and `rater_dice`.
+    confidence : float
+        Level of the intervals.
+
+    Returns
+    -------
+    list of dict
+        Columns `AGREEMENT_COLUMNS`; empty when nothing was done twice.
+    """
+    level = f"{100 * confidence:g} % CI"
+    table = [
+        dict(
+            zip(
+                AGREEMENT_COLUMNS,
+                (one["label"], "Cohen's kappa", one["n"], one["kappa"], one["lower"], one["upper"], level),
+                strict=True,
+            )
+        )
+        for one in agreement(rows, confidence)
+    ]
+    twice = [one for one in measured.values() if one["rater_dice"] is not None]
+    if twice:
+        overlaps = [one["rater_dice"] for one in twice]
+        volumes = bland_altman([one["rater2_ml"] for one in twice], [one["baseline_ml"] for one in twice], confidence)
+        for values in (
+            (
+                "Haematoma mask",
+                "mean Dice",
+                len(twice),
+                float(np.mean(overlaps)),
+                min(overlaps),
+                max(overlaps),
+                "range",
+            ),
+            ("Haematoma volume", "mean difference, mL", len(twice), *volumes, "limits of agreement"),
+        ):
+            table.append(dict(zip(AGREEMENT_COLUMNS, values, strict=True)))
+    return table
+
+
+def acquisition_table(rows, acquired):
+    """Make supplemental Table 1: how the baseline scans were acquired, by scanner.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Patients with `patient` and `cohort`.
+    acquired : dict of str to dict
+        `convert/{patient}_baseline.json` by patient.
+
+    Returns
+    -------
+    list of dict
+        One per scanner: scanner, train, test (patients), slice_thickness_mm, slices, voxel_size_mm, matrix,
+        field_of_view_mm, window_width, window_level (one value, or the range; empty where the DICOM does not say),
+        tilted (scans with a gantry tilt above 0.5 degrees), uneven (scans whose slices were not evenly spaced).
+    """
+    scanners = {}
+    for row in rows:
+        acquisition = acquired[row["patient"]]["acquisition"]
+        names = [str(acquisition[key]).strip() for key in ("manufacturer", "model") if acquisition[key]]
+        scanners.setdefault(" ".join(names) or "not recorded", []).append(row)
+    table = []
+    for scanner, group in sorted(scanners.items()):
+        taken = [acquired[row["patient"]]["acquisition"] for row in group]
+        geometry = [acquired[row["patient"]]["geometry"] for row in group]
+
+        def spread(values, decimals):
+            values = sorted({round(float(value), decimals) for value in values if value is not None})
+            return "–".join(
+                f"{value:.{decimals}f}" for value in (values[:1] if len(values) < 2 else values[:: len(values) - 1])
+            )
+
+        def plane(key, decimals, taken=taken, spread=spread):
+            axes = [spread([one[key][axis] for one in taken if one[key]], decimals) for axis in (0, 1)]
+            return " × ".join(axes) if all(axes) else ""
+
+        thickness = spread([one["slice_thickness_mm"] for one in taken], 1)
+        voxel = plane("pixel_spacing_mm", 4)
+        table.append(
+            {
+                "scanner": scanner,
+                "train": sum(row["cohort"] == "train" for row in group),
+                "test": sum(row["cohort"] == "test" for row in group),
+                "slice_thickness_mm": thickness,
+                "slices": spread([one["slices"] for one in taken], 0),
+                "voxel_size_mm": f"{voxel} × {thickness}" if voxel and thickness else voxel,
+                "matrix": plane("matrix", 0),
+                "field_of_view_mm": plane("field_of_view_mm", 0),
+                "window_width": spread([one["window_width"] for one in taken], 0),
+                "window_level": spread([one["window_level"] for one in taken], 0),
+                "tilted": sum(abs(one["tilt_deg"] or 0) > 0.5 for one in geometry),
+                "uneven": sum(not one["even"] for one in geometry),
+            }
+        )
+    return table

@@ -1,0 +1,82 @@
+"""What a job says: into its log, and on the terminal when it fails or has news."""
+
+import contextlib
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from haemex.errors import InputError
+
+
+@contextlib.contextmanager
+def log_to(path, patient=None):
+    """Send a script's output to its log; end it with one clear line when its input is bad.
+
+    Within the block, standard output and standard error go to the log. An `InputError` becomes one line on the
+    terminal and in the log, naming the patient, and exit status 1. Any other exception is a fault of haemex: its
+    traceback stands in the log, and its last line with the log's path on the terminal.
+
+    Parameters
+    ----------
+    path : path-like
+        The log file.
+    patient : str, optional
+        Patient the job works on.
+    """
+    who = f"patient {patient}: " if patient else ""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    terminal = sys.stderr
+    with open(path, "w", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        try:
+            yield
+        except InputError as error:
+            print(f"haemex: {who}{error}", file=log)
+            print(f"haemex: {who}{error}", file=terminal, flush=True)
+            sys.exit(1)
+        except Exception as error:
+            traceback.print_exc(file=log)
+            print(
+                f"haemex: {who}{type(error).__name__}: {error} (a fault of haemex; traceback in {path})",
+                file=terminal,
+                flush=True,
+            )
+            sys.exit(1)
+
+
+def announce(message):
+    """Say something on the terminal and in the log, e.g. which device trains."""
+    print(message, flush=True)
+    if sys.stdout is not sys.__stdout__:
+        print(f"haemex: {message}", file=sys.__stderr__, flush=True)
+
+
+class Progress:
+    """Say how far a long piece of work is and how long it will take, every few seconds.
+
+    Parameters
+    ----------
+    what : str
+        The work, e.g. "train paper fold 1".
+    total : int
+        Number of steps.
+    every_s : float
+        Least time between two lines on the terminal, seconds.
+    """
+
+    def __init__(self, what, total, every_s=15.0):
+        self.what, self.total, self.every_s = what, total, every_s
+        self.start = self.last = time.monotonic()
+        self.first_step = None
+
+    def step(self, done, note=""):
+        """Report `done` of `total` steps; quiet if the last line is younger than `every_s`."""
+        now = time.monotonic()
+        if self.first_step is None:  # a resumed job starts in the middle
+            self.first_step, self.start = done, now
+            return
+        if now - self.last < self.every_s:
+            return
+        self.last = now
+        left = (now - self.start) / max(done - self.first_step, 1) * (self.total - done)
+        announce(f"{self.what}: {done} of {self.total}{', ' + note if note else ''}, about {left:.0f} s left")

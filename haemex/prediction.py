@@ -1,0 +1,335 @@
+"""Apply a locked model: the bundle it travels in, and predictions for scans whose outcome it never sees."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import safetensors.torch
+import torch
+from scipy import ndimage
+
+from haemex.errors import InputError
+from haemex.logs import Progress, announce
+from haemex.network import TwoOutputUNet, computing, device_name, place, predict_scan, probability
+from haemex.nifti import read_volume, write_atomically, write_volume
+from haemex.segmentation_metrics import volume_ml
+
+FORMAT = 1
+COLUMNS = ("patient", "cohort", "probability", "logit", "calibrated_probability", "positive", "predicted_ml")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A trained network with all that belongs to its use.
+
+    Attributes
+    ----------
+    model : TwoOutputUNet
+        On the CPU, in evaluation mode.
+    preprocessing : dict
+        The section `resample` its scans were made with.
+    threshold : float
+        A probability of expansion at or above it is positive.
+    intercept, slope : float
+        The calibrated logit is intercept + slope * logit.
+    """
+
+    model: TwoOutputUNet
+    preprocessing: dict
+    threshold: float
+    intercept: float
+    slope: float
+
+
+def write_bundle(folder, *, network, preprocessing, threshold, rule, calibration, training, cohort):
+    """Complete a model bundle: `model.json` beside the weights that stand in `model.safetensors`.
+
+    Parameters
+    ----------
+    folder : path-like
+        Holds `model.safetensors` as `haemex.training.train_network` wrote it.
+    network : dict
+        `widths`, `convs_per_level`, `normalisation`.
+    preprocessing : dict
+        The section `resample`.
+    threshold : float
+        Locked operating point, a probability.
+    rule : str
+        How the threshold was found.
+    calibration : dict
+        `intercept` and `slope`, on the logit.
+    training : dict
+        The section `training` as used.
+    cohort : dict
+        `patients` and `expansions` of the training cohort, counts.
+
+    Raises
+    ------
+    InputError
+        The weights are not those of such a network.
+    """
+    weights_path = Path(folder) / "model.safetensors"
+    model = _load_weights(weights_path, network)
+    content = {
+        "format": FORMAT,
+        "network": {**network, "parameters": model.parameter_count()},
+        "weights_sha256": hashlib.sha256(weights_path.read_bytes()).hexdigest(),
+        "preprocessing": preprocessing,
+        "operating_point": {"threshold": threshold, "rule": rule},
+        "calibration": calibration,
+        "training": training,
+        "cohort": cohort,
+        "versions": {"haemex": importlib.metadata.version("haemex"), "torch": torch.__version__},
+    }
+    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_atomically(Path(folder) / "model.json", text.encode())
+
+
+def load_bundle(folder):
+    """Read a model bundle, one's own or another centre's. Nothing in it is executed.
+
+    Parameters
+    ----------
+    folder : path-like
+        Holds `model.safetensors` and `model.json`.
+
+    Returns
+    -------
+    Bundle
+
+    Raises
+    ------
+    InputError
+        A file is missing or damaged, of another format, or the two do not belong together.
+    """
+    path, weights_path = Path(folder) / "model.json", Path(folder) / "model.safetensors"
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _refused(path, f"no readable model description ({error})") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise _refused(path, f"the bundle's format is {found!r}, this haemex reads {FORMAT}")
+    try:
+        network, parameters = dict(content["network"]), content["network"]["parameters"]
+        del network["parameters"]
+        preprocessing, checksum = dict(content["preprocessing"]), content["weights_sha256"]
+        numbers = {
+            "threshold": float(content["operating_point"]["threshold"]),
+            "intercept": float(content["calibration"]["intercept"]),
+            "slope": float(content["calibration"]["slope"]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise _refused(path, f"the model description is incomplete ({type(error).__name__}: {error})") from None
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise _refused(path, f"{name} is {value}")
+    model = _load_weights(weights_path, network)
+    if model.parameter_count() != parameters:
+        raise _refused(path, f"{parameters} parameters stated, the network has {model.parameter_count()}")
+    if hashlib.sha256(weights_path.read_bytes()).hexdigest() != checksum:
+        raise _refused(weights_path, "the weights are not those that model.json was written for")
+    return Bundle(model=model.eval(), preprocessing=preprocessing, **numbers)
+
+
+def predict_patients(*, bundle_folder, patients, preprocessing, threads, predictions_path, masks_folder):
+    """Predict expansion and haematoma of every patient with a locked model; no label and no reference is read.
+
+    Parameters
+    ----------
+    bundle_folder : path-like
+        The model bundle.
+    patients : sequence of (str, str, path-like, path-like)
+        Patient; cohort; CT of the stage `resample`; CT of the stage `convert`, of which only the grid is read.
+    preprocessing : dict
+        The section `resample` the scans were made with; has to be the bundle's.
+    threads : int
+        CPU threads.
+    predictions_path : path-like
+        One row per patient (`COLUMNS`).
+    masks_folder : path-like
+        Gets `{patient}_haematoma.nii.gz` on the native grid and `{patient}_grid.nii.gz` on the network's, both uint8.
+
+    Raises
+    ------
+    InputError
+        Other preprocessing than the model was trained with, a damaged bundle or scan.
+    """
+    bundle = load_bundle(bundle_folder)
+    refuse_other_preprocessing(bundle.preprocessing, preprocessing, bundle_folder)
+    grid = tuple(preprocessing["matrix"][::-1])
+    rows = []
+    with computing(threads, deterministic=True) as device:
+        announce(f"predict: {len(patients)} patients on {device_name(device)}")
+        model = place(bundle.model, device)
+        progress = Progress("predict", len(patients))
+        for done, (patient, cohort, ct_path, native_path) in enumerate(patients, start=1):
+            ct, affine = read_volume(ct_path)
+            if ct.shape != grid:
+                raise InputError(
+                    f"patient {patient}: grid (z, y, x) {ct.shape} where resample.matrix gives {grid}",
+                    "run the stage resample again",
+                    ct_path,
+                )
+            logit, haematoma = predict_scan(model, ct, device)
+            if not math.isfinite(logit):
+                raise InputError(
+                    f"patient {patient}: the network's output is {logit}",
+                    "check the model bundle and this scan",
+                    ct_path,
+                )
+            native_shape, native_affine = read_grid(native_path)
+            native = to_native_grid(haematoma, affine, native_shape, native_affine)
+            write_volume(Path(masks_folder) / f"{patient}_grid.nii.gz", (haematoma > 0.5).astype(np.uint8), affine)
+            write_volume(Path(masks_folder) / f"{patient}_haematoma.nii.gz", native, native_affine)
+            expansion = probability(logit)
+            rows.append(
+                {
+                    "patient": patient,
+                    "cohort": cohort,
+                    "probability": expansion,
+                    "logit": logit,
+                    "calibrated_probability": probability(bundle.intercept + bundle.slope * logit),
+                    "positive": int(expansion >= bundle.threshold),
+                    "predicted_ml": volume_ml(native, native_affine),
+                }
+            )
+            progress.step(done)
+    lines = ["\t".join(COLUMNS), *("\t".join(str(row[column]) for column in COLUMNS) for row in rows)]
+    write_atomically(predictions_path, ("\n".join(lines) + "\n").encode())
+
+
+def refuse_other_preprocessing(trained_with, present, file):
+    """Refuse scans that were made otherwise than those the model was trained on.
+
+    Parameters
+    ----------
+    trained_with, present : dict
+        Sections `resample`; 10 and 10.0, lists and tuples are the same.
+    file : path-like
+        The bundle, for the message.
+
+    Raises
+    ------
+    InputError
+        Names the settings that differ.
+    """
+    differing = [
+        f"resample.{key} is {present.get(key, 'absent')}, the model was trained with {trained_with.get(key, 'absent')}"
+        for key in sorted({*trained_with, *present})
+        if key not in trained_with or key not in present or not _same(trained_with[key], present[key])
+    ]
+    if differing:
+        raise InputError("; ".join(differing), "set the section resample as in the bundle's model.json", file)
+
+
+def read_grid(path):
+    """Read a volume's shape and affine, not its voxels.
+
+    Parameters
+    ----------
+    path : path-like
+        NIfTI.
+
+    Returns
+    -------
+    shape : tuple of int
+        (z, y, x)
+    affine : numpy.ndarray, (4, 4)
+        Voxel index (x, y, z) to RAS, mm.
+
+    Raises
+    ------
+    InputError
+        No readable NIfTI volume.
+    """
+    try:
+        image = nibabel.load(path)
+    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError) as error:
+        raise InputError(f"not a readable NIfTI volume ({error})", "run the stage convert again", path) from None
+    return tuple(int(size) for size in image.shape[2::-1]), image.affine
+
+
+def to_native_grid(haematoma, affine, native_shape, native_affine):
+    """Bring a predicted haematoma back to the grid of the scan as acquired.
+
+    The probability is interpolated linearly at every native voxel's centre and cut at 0.5, in one step through both
+    affines. Voxels outside the network's field of view, which ends half a voxel beyond its outermost voxel centres,
+    are 0: nothing is known there.
+
+    Parameters
+    ----------
+    haematoma : numpy.ndarray, (z, y, x)
+        Probability, or a mask of 0 and 1, on the network's grid.
+    affine : numpy.ndarray, (4, 4)
+        Of the network's grid, voxel index (x, y, z) to mm.
+    native_shape : tuple of int
+        (z, y, x)
+    native_affine : numpy.ndarray, (4, 4)
+        Of the native grid; may be rotated and sheared against the other.
+
+    Returns
+    -------
+    numpy.ndarray, (z, y, x), uint8
+        0 or 1, on the native grid.
+    """
+    native = np.zeros(native_shape, np.uint8)
+    inside = np.argwhere(haematoma > 0.5)
+    if not len(inside):
+        return native
+    # Indices in array order (z, y, x), so the rows and columns of the affines change places.
+    back = np.linalg.inv(affine) @ native_affine
+    matrix, offset = back[:3, :3][::-1, ::-1], back[:3, 3][::-1]
+    # Beyond one voxel around the voxels above 0.5, no interpolated value is above 0.5. The native box around that box:
+    corners = np.array(np.meshgrid(*zip(inside.min(0) - 1, inside.max(0) + 1, strict=True))).reshape(3, -1)
+    box = np.linalg.solve(matrix, corners - offset[:, None])
+    first = np.clip(np.floor(box.min(1)).astype(int), 0, native_shape)
+    last = np.clip(np.ceil(box.max(1)).astype(int) + 1, 0, native_shape)
+    limits = np.array(haematoma.shape)[:, None, None] - 0.5
+    rows, columns = np.arange(first[1], last[1])[:, None], np.arange(first[2], last[2])
+    for z in range(first[0], last[0]):
+        at = np.stack([m[0] * z + m[1] * rows + m[2] * columns + o for m, o in zip(matrix, offset, strict=True)])
+        values = ndimage.map_coordinates(haematoma, at, order=1, mode="nearest", prefilter=False)
+        values[((at < -0.5) | (at > limits)).any(0)] = 0
+        native[z, first[1] : last[1], first[2] : last[2]] = values > 0.5
+    return native
+
+
+def _load_weights(path, network):
+    """Make a network and load its weights, refusing any that are not exactly its own."""
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _refused(path, f"no readable weights ({error})") from None
+    try:
+        model = TwoOutputUNet(**network)
+    except TypeError as error:
+        raise _refused(path.with_name("model.json"), f"the network's settings are not usable ({error})") from None
+    expected = model.state_dict()
+    wrong = sorted(
+        name
+        for name in {*expected, *tensors}
+        if name not in expected or name not in tensors or expected[name].shape != tensors[name].shape
+    )
+    if wrong:
+        raise _refused(path, f"{len(wrong)} tensors do not fit the network described, the first is {wrong[0]}")
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise _refused(path, "a weight is not a finite number")
+    model.load_state_dict(tensors)
+    return model
+
+
+def _same(a, b):
+    """Compare two settings: numbers by value, sequences by their items."""
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def _refused(path, problem):
+    return InputError(problem, "take the whole folder of the model bundle again from where it was made", path)

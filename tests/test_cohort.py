@@ -1,0 +1,279 @@
+import datetime
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from haemex.cohort import (
+    COHORT_COLUMNS,
+    build_cohort,
+    flow,
+    ineligibility,
+    is_expansion,
+    label_flips,
+    read_cohort,
+    read_table,
+    refuse_doubled_scans,
+    split,
+)
+from haemex.errors import InputError
+
+ELIGIBILITY = {"min_age_years": 18, "max_onset_to_ct_h": 8.0, "followup_h": [20.0, 24.0]}
+COHORTS = {"train": ["2012-02-01", "2018-08-31"], "test": ["2018-09-01", "2019-10-31"]}
+EXPANSION = {"absolute_ml": 6.0, "relative_percent": 33.0, "operator": ">"}
+
+ROW = {
+    "patient": "P1",
+    "admission_date": "2015-03-01",
+    "age_years": "61.5",
+    "sex": "m",
+    "haemorrhage_site": "supratentorial",
+    "onset_to_ct_h": "3.5",
+    "ct_to_followup_h": "22",
+    "died_or_surgery_before_followup": "0",
+    "poor_image_quality": "0",
+    "baseline_ct": "scans/P1",
+    "baseline_mask": "masks/P1.nii.gz",
+}
+
+
+def write_table(path, *changes, columns=()):
+    header = list(ROW) + list(columns)
+    lines = ["\t".join(header)]
+    for change in changes:
+        row = {**dict.fromkeys(columns, ""), **ROW, **change}
+        lines.append("\t".join(row[name] for name in header))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def row(**changes):
+    typed = {
+        "patient": "P1",
+        "admission_date": datetime.date(2015, 3, 1),
+        "age_years": 61.5,
+        "haemorrhage_site": "supratentorial",
+        "onset_to_ct_h": 3.5,
+        "ct_to_followup_h": 22.0,
+        "died_or_surgery_before_followup": False,
+        "poor_image_quality": False,
+    }
+    return {**typed, **changes}
+
+
+def test_cells_have_types_and_empty_is_missing(tmp_path):
+    table = write_table(tmp_path / "t.tsv", {"age_years": ""}, {"patient": "P2", "nihss": "7"}, columns=["nihss"])
+    first, second = read_table(table)
+    assert first["admission_date"] == datetime.date(2015, 3, 1)
+    assert first["age_years"] is None and second["age_years"] == 61.5
+    assert first["poor_image_quality"] is False and first["nihss"] is None and second["nihss"] == 7
+    assert first["blend_rater2"] is None  # an optional column that the table does not have
+
+
+def test_a_table_from_a_spreadsheet_with_byte_order_mark_and_windows_lines(tmp_path):
+    table = write_table(tmp_path / "t.tsv", {})
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_table(table)[0]["patient"] == "P1"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"age_years": "old"}, ["line 2", "age_years", "`old` is no number"]),
+        ({"age_years": "999"}, ["age_years", "outside 0 to 120"]),
+        ({"sex": "male"}, ["sex", "`male` is unknown", "m"]),
+        ({"haemorrhage_site": "supratentorail"}, ["did you mean `supratentorial`?"]),
+        ({"poor_image_quality": "no"}, ["neither 0 nor 1"]),
+        ({"admission_date": "01.03.2015"}, ["no date of the form"]),
+        ({"patient": "Smith, J"}, ["letters and digits only"]),
+        ({"patient": ""}, ["no patient"]),
+    ],
+)
+def test_impossible_cells_are_refused_by_line_and_column(tmp_path, change, words):
+    with pytest.raises(InputError) as refusal:
+        read_table(write_table(tmp_path / "t.tsv", change))
+    for word in [*words, "t.tsv"]:
+        assert word in str(refusal.value)
+
+
+def test_unknown_missing_and_doubled_columns_and_patients(tmp_path):
+    with pytest.raises(InputError, match=r"unknown column `hypertention` .did you mean `hypertension`"):
+        read_table(write_table(tmp_path / "t.tsv", {"hypertention": "1"}, columns=["hypertention"]))
+    text = write_table(tmp_path / "t.tsv", {}).read_text()
+    (tmp_path / "t.tsv").write_text(text.replace("baseline_mask", "baseline_ct"))
+    with pytest.raises(InputError, match="`baseline_mask` is missing; column `baseline_ct` stands twice"):
+        read_table(tmp_path / "t.tsv")
+    with pytest.raises(InputError, match="patient P1 stands twice"):
+        read_table(write_table(tmp_path / "t.tsv", {}, {}))
+    with pytest.raises(InputError, match="holds no patient"):
+        read_table(write_table(tmp_path / "t.tsv"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"age_years": 18.0}, ""),
+        ({"age_years": 17.9}, "age"),
+        ({"onset_to_ct_h": 8.0}, ""),
+        ({"onset_to_ct_h": 8.1}, "onset_to_ct"),
+        ({"ct_to_followup_h": 20.0}, ""),
+        ({"ct_to_followup_h": 24.0}, ""),
+        ({"ct_to_followup_h": 19.9}, "followup_interval"),
+        ({"ct_to_followup_h": 24.1}, "followup_interval"),
+        ({"onset_to_ct_h": None}, "missing_data"),
+        ({"ct_to_followup_h": None}, "missing_data"),
+        ({"haemorrhage_site": "infratentorial"}, "infratentorial"),
+        ({"haemorrhage_site": "ventricular"}, "ventricular_only"),
+        ({"died_or_surgery_before_followup": True}, "died_or_surgery"),
+        ({"died_or_surgery_before_followup": True, "ct_to_followup_h": None}, "died_or_surgery"),
+        ({"poor_image_quality": True}, "poor_image_quality"),
+        ({"poor_image_quality": True, "haemorrhage_site": "infratentorial"}, "infratentorial"),
+        ({"age_years": 12.0, "haemorrhage_site": "infratentorial"}, "age"),
+    ],
+)
+def test_eligibility_as_in_the_paper(changes, reason):
+    assert ineligibility(row(**changes), ELIGIBILITY) == reason
+
+
+@pytest.mark.parametrize(
+    ("day", "cohort"),
+    [
+        ("2012-01-31", ""),
+        ("2012-02-01", "train"),
+        ("2018-08-31", "train"),
+        ("2018-09-01", "test"),
+        ("2019-10-31", "test"),
+        ("2019-11-01", ""),
+    ],
+)
+def test_split_by_admission_date(day, cohort):
+    assert split(datetime.date.fromisoformat(day), COHORTS) == cohort
+
+
+@pytest.mark.parametrize(
+    ("baseline", "followup", "above", "at_least"),
+    [
+        (30.0, 36.0, False, True),  # exactly 6 mL, 20 %
+        (30.0, 36.01, True, True),
+        (10.0, 13.3, False, True),  # exactly 33 %, 3.3 mL; 13.3 / 10 is no binary fraction
+        (10.0, 13.31, True, True),
+        (0.1, 0.133, False, True),
+        (20.0, 20.0, False, False),
+        (20.0, 5.0, False, False),
+    ],
+)
+def test_expansion_by_hand(baseline, followup, above, at_least):
+    assert is_expansion(baseline, followup, 6.0, 33.0, ">") is above
+    assert is_expansion(baseline, followup, 6.0, 33.0, ">=") is at_least
+
+
+@given(st.floats(0.5, 100), st.floats(0, 200), st.floats(0, 50))
+def test_more_growth_never_takes_an_expansion_away(baseline, followup, more):
+    if is_expansion(baseline, followup, 6.0, 33.0, ">"):
+        assert is_expansion(baseline, followup + more, 6.0, 33.0, ">")
+        assert is_expansion(baseline, followup, 6.0, 33.0, ">=")
+
+
+def test_label_flips_by_hand():
+    volumes = [(30.0, 36.0), (10.0, 13.3), (10.0, 14.0), (20.0, 20.0), (60.0, 70.0)]
+    flips = {line["definition"]: (line["expansions"], line["flips"]) for line in label_flips(volumes, EXPANSION)}
+    assert flips == {
+        "> 6 mL or > 33 %": (2, 0),
+        ">= 6 mL or >= 33 %": (4, 2),
+        "> 3 mL or > 33 %": (4, 2),
+        "> 12.5 mL or > 33 %": (1, 1),
+        "> 33 %": (1, 1),
+        "> 6 mL": (1, 1),
+    }
+
+
+def measured(patient, baseline, followup, digest=None):
+    return {
+        "patient": patient,
+        "baseline_ml": baseline,
+        "followup_ml": followup,
+        "pixel_digest": {"baseline": digest or f"{patient}-b", "followup": f"{patient}-f"},
+    }
+
+
+def build(tmp_path, changes, volumes, digests=None):
+    table = write_table(tmp_path / "t.tsv", *changes)
+    paths = []
+    for patient, (baseline, followup) in volumes.items():
+        path = tmp_path / f"{patient}.json"
+        path.write_text(json.dumps(measured(patient, baseline, followup, (digests or {}).get(patient))))
+        paths.append(path)
+    build_cohort(
+        table, paths, tmp_path / "c.tsv", tmp_path / "f.json", tmp_path / "l.tsv", ELIGIBILITY, COHORTS, EXPANSION, 2, 7
+    )
+    return read_cohort(tmp_path / "c.tsv"), json.loads((tmp_path / "f.json").read_text())
+
+
+CHANGES = [
+    *({"patient": f"A{i}"} for i in range(4)),
+    *({"patient": f"B{i}", "admission_date": "2019-01-01"} for i in range(2)),
+    {"patient": "C0", "age_years": "10"},
+    {"patient": "C1", "haemorrhage_site": "ventricular"},
+    {"patient": "C2", "admission_date": "2020-01-01"},
+]
+VOLUMES = {"A0": (10, 20), "A1": (10, 10), "A2": (30, 40), "A3": (5, 5.5), "B0": (8, 8), "B1": (8, 16)}
+
+
+def test_a_small_cohort_by_hand(tmp_path):
+    members, counts = build(tmp_path, CHANGES, VOLUMES)
+    assert [(m["patient"], m["cohort"], m["expansion"]) for m in members] == [
+        ("A0", "train", 1),
+        ("A1", "train", 0),
+        ("A2", "train", 1),
+        ("A3", "train", 0),
+        ("B0", "test", 0),
+        ("B1", "test", 1),
+    ]
+    assert all((m["fold"] is None) == (m["cohort"] == "test") for m in members)
+    for fold in (0, 1):  # stratified: one with and one without expansion in each
+        assert sorted(m["expansion"] for m in members if m["fold"] == fold) == [0, 1]
+    assert counts["screened"] == 9 and counts["included"] == 8 and counts["eligible"] == 7
+    assert counts["not_included"]["age"] == 1 and counts["excluded"]["ventricular_only"] == 1
+    assert counts["outside_dates"] == 1 and (counts["train"], counts["test"]) == (4, 2)
+    assert counts["expansion"] == {"train": 2, "test": 1}
+    assert tuple(members[0]) == COHORT_COLUMNS
+
+
+def test_the_papers_flow_diagram_adds_up():
+    """317 fulfilled the inclusion criteria, 29 + 3 + 11 + 8 were excluded, 266 = 189 + 77 remained (paper, Results)."""
+    reasons = {}
+    for reason, count in [
+        ("infratentorial", 29),
+        ("ventricular_only", 3),
+        ("died_or_surgery", 11),
+        ("poor_image_quality", 8),
+        ("", 266),
+    ]:
+        reasons.update({f"{reason}{i}": reason for i in range(count)})
+    members = [
+        {"cohort": "train" if i < 189 else "test", "expansion": int(i < 52 or 189 <= i < 211)} for i in range(266)
+    ]
+    counts = flow([{}] * 317, reasons, members)
+    assert counts["included"] == 317 and sum(counts["excluded"].values()) == 51
+    assert (counts["eligible"], counts["train"], counts["test"]) == (266, 189, 77)
+    assert counts["expansion"] == {"train": 52, "test": 22}
+
+
+def test_one_person_under_two_patients_is_refused_before_any_training(tmp_path):
+    with pytest.raises(InputError, match="patients A1 and B0 have the same scan"):
+        build(tmp_path, CHANGES, VOLUMES, digests={"A1": "same", "B0": "same"})
+    assert not (tmp_path / "c.tsv").exists()
+
+
+def test_a_baseline_given_as_its_own_followup_is_refused():
+    one = measured("A", 1, 2)
+    one["pixel_digest"]["followup"] = one["pixel_digest"]["baseline"]
+    with pytest.raises(InputError, match="patient A has the same scan as baseline and followup"):
+        refuse_doubled_scans([one])
+
+
+def test_a_cohort_of_one_class_is_refused(tmp_path):
+    with pytest.raises(InputError, match="the test cohort has 2 patients, 0 of them with expansion"):
+        build(tmp_path, CHANGES, {**VOLUMES, "B1": (8, 8)})

@@ -1,0 +1,323 @@
+import csv
+import itertools
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from haemex.errors import InputError
+from haemex.network import initial_network, predict_scan
+from haemex.nifti import read_volume, write_volume
+from haemex.prediction import (
+    load_bundle,
+    predict_patients,
+    refuse_other_preprocessing,
+    to_native_grid,
+    write_bundle,
+)
+
+NETWORK = {"widths": [2, 3, 4, 4], "convs_per_level": 1, "normalisation": "batch"}
+PREPROCESSING = {"field_of_view_mm": [60.0, 60.0, 60.0], "matrix": [12, 12, 8], "window_hu": [0.0, 100.0]}
+GRID_AFFINE = np.diag([5.0, 5.0, 7.5, 1.0])
+GRID_AFFINE[:3, 3] = -27.5, -27.5, -26.25
+TILTED = np.array([[0.0, 2.1, 0.0, -30.0], [-2.0, 0.1, 0.0, 31.0], [0.0, 0.3, 5.0, -28.0], [0, 0, 0, 1]])
+TILTED[1, 2] = 1.4  # gantry tilt: slices shifted against each other
+
+
+def trilinear(volume, at):
+    """Slow oracle: value at (z, y, x), nearest value beyond the outermost centres, 0 beyond the field of view."""
+    if any(not -0.5 <= a <= size - 0.5 for a, size in zip(at, volume.shape, strict=True)):
+        return 0.0
+    low = [int(np.floor(a)) for a in at]
+    total = 0.0
+    for corner in itertools.product((0, 1), repeat=3):
+        weight = np.prod([a - b if c else 1 - a + b for a, b, c in zip(at, low, corner, strict=True)])
+        index = tuple(min(max(b + c, 0), n - 1) for b, c, n in zip(low, corner, volume.shape, strict=True))
+        total += weight * volume[index]
+    return total
+
+
+def slowly_to_native(volume, affine, shape, native_affine):
+    native = np.zeros(shape)
+    for z, y, x in np.ndindex(*shape):
+        mm = native_affine @ [x, y, z, 1]
+        native[z, y, x] = trilinear(volume, (np.linalg.inv(affine) @ mm)[2::-1])
+    return native
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 2**32 - 1))
+def test_native_mask_equals_the_slow_oracle_on_any_pair_of_grids(seed):
+    rng = np.random.default_rng(seed)
+    volume = np.zeros((5, 6, 7), np.float32)
+    first = [rng.integers(0, n - 1) for n in volume.shape]
+    part = tuple(slice(f, rng.integers(f + 1, n + 1)) for f, n in zip(first, volume.shape, strict=True))
+    volume[part] = rng.random(volume[part].shape)
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag([2.0, 2.0, 3.0]) + rng.uniform(-0.3, 0.3, (3, 3))
+    native_affine = np.eye(4)
+    native_affine[:3, :3] = rng.permutation(np.diag([1.7, 1.9, 2.2])) + rng.uniform(-0.4, 0.4, (3, 3))
+    shape = (7, 8, 9)
+    centre = affine @ [3.0, 2.5, 2.0, 1]
+    native_affine[:3, 3] = (centre - native_affine @ [4.0, 3.5, 3.0, 0])[:3] + rng.uniform(-2, 2, 3)
+    oracle = slowly_to_native(volume, affine, shape, native_affine)
+    mask = to_native_grid(volume, affine, shape, native_affine)
+    clear = abs(oracle - 0.5) > 1e-5
+    np.testing.assert_array_equal(mask[clear], (oracle > 0.5)[clear])
+
+
+def box_mm(shape, affine, low, high):
+    z, y, x = np.indices(shape)
+    mm = np.einsum("ij,j...->i...", affine[:3], np.stack([x, y, z, np.ones(shape)]))
+    outside = np.maximum(np.reshape(low, (3, 1, 1, 1)) - mm, mm - np.reshape(high, (3, 1, 1, 1)))
+    return outside.max(0)  # negative inside; distance to the nearest face
+
+
+def test_a_box_comes_back_where_it_was_on_a_sheared_grid():
+    grid_shape, native_shape = (8, 12, 12), (13, 30, 31)
+    low, high = np.array([-12.0, -9.0, -14.0]), np.array([14.0, 17.0, 13.0])
+    box = (box_mm(grid_shape, GRID_AFFINE, low, high) < 0).astype(np.float32)
+    native = to_native_grid(box, GRID_AFFINE, native_shape, TILTED)
+    distance = box_mm(native_shape, TILTED, low, high)
+    assert (native[distance < -4.0] == 1).all()
+    assert (native[distance > 4.0] == 0).all()
+    assert (distance < -4.0).sum() > 50
+    voxel_ml = abs(np.linalg.det(TILTED[:3, :3])) / 1000
+    grid_ml = box.sum() * abs(np.linalg.det(GRID_AFFINE[:3, :3])) / 1000
+    assert native.sum() * voxel_ml == pytest.approx(grid_ml, rel=0.1)
+
+
+def test_the_same_grid_gives_the_same_mask_also_at_the_edge():
+    mask = np.random.default_rng(1).integers(0, 2, (4, 5, 6))
+    np.testing.assert_array_equal(to_native_grid(mask.astype(np.float32), TILTED, mask.shape, TILTED), mask)
+
+
+def test_whole_voxel_crops_and_shifts_come_back_exactly():
+    mask = np.zeros((4, 6, 6), np.float32)
+    mask[1:3, 2:6, 0:3] = 1
+    affine = TILTED.copy()
+    affine[:3, 3] = TILTED[:3, :3] @ [7, 5, 2] + TILTED[:3, 3]  # the network's grid begins at native x 7, y 5, z 2
+    native = to_native_grid(mask, affine, (9, 15, 16), TILTED)
+    expected = np.zeros((9, 15, 16))
+    expected[2:6, 5:11, 7:13] = mask
+    np.testing.assert_array_equal(native, expected)
+
+
+def test_nothing_is_claimed_outside_the_field_of_view():
+    everywhere = np.ones((4, 4, 4), np.float32)
+    native_affine = np.diag([0.5, 0.5, 0.5, 1.0])
+    native_affine[:3, 3] = -2.0
+    native = to_native_grid(everywhere, np.eye(4), (16, 16, 16), native_affine)
+    # Native centres -2, -1.5, ... mm; the field of view is -0.5 to 3.5 mm.
+    expected = np.zeros((16, 16, 16))
+    expected[3:12, 3:12, 3:12] = 1
+    np.testing.assert_array_equal(native, expected)
+    assert not to_native_grid(0.5 * everywhere, np.eye(4), (16, 16, 16), native_affine).any()
+
+
+def test_a_haematoma_outside_the_native_scan_is_left_out():
+    affine = np.eye(4)
+    affine[:3, 3] = 100.0
+    assert not to_native_grid(np.ones((4, 4, 4), np.float32), affine, (5, 5, 5), np.eye(4)).any()
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    model = initial_network(NETWORK, 1, "bundle")
+    with torch.no_grad():  # statistics as of a trained network, and a mask that is neither empty nor full
+        model.train()(torch.rand(4, 1, 8, 12, 12))
+        model.segmentation.bias.sub_(model.eval()(torch.rand(1, 1, 8, 12, 12))[0].median())
+    (folder / "model.safetensors").write_bytes(safetensors.torch.save(model.state_dict()))
+    write_bundle(
+        folder,
+        network=NETWORK,
+        preprocessing=PREPROCESSING,
+        threshold=0.4,
+        rule="youden",
+        calibration={"intercept": 0.25, "slope": 2.0},
+        training={"epochs": 1},
+        cohort={"patients": 3, "expansions": 1},
+    )
+    return folder
+
+
+def test_bundle_round_trip(bundle):
+    content = json.loads((bundle / "model.json").read_text())
+    assert content["format"] == 1
+    parameters = sum(p.numel() for p in initial_network(NETWORK, 1, "bundle").parameters())
+    assert content["network"] == {**NETWORK, "parameters": parameters}
+    assert content["operating_point"] == {"threshold": 0.4, "rule": "youden"}
+    assert content["cohort"] == {"patients": 3, "expansions": 1}
+    assert content["versions"]["torch"] == torch.__version__
+    loaded = load_bundle(bundle)
+    assert (loaded.threshold, loaded.intercept, loaded.slope) == (0.4, 0.25, 2.0)
+    assert loaded.preprocessing == PREPROCESSING
+    assert not loaded.model.training
+    stored = safetensors.torch.load_file(bundle / "model.safetensors")
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in loaded.model.state_dict().items())
+
+
+def change_json(bundle, **changes):
+    content = json.loads((bundle / "model.json").read_text())
+    (bundle / "model.json").write_text(json.dumps({**content, **changes}))
+
+
+def test_damaged_and_foreign_bundles_are_refused(bundle):
+    description, weights = bundle / "model.json", bundle / "model.safetensors"
+    text, content = description.read_text(), weights.read_bytes()
+
+    def refused(match):
+        with pytest.raises(InputError, match=match):
+            load_bundle(bundle)
+        description.write_text(text)
+        weights.write_bytes(content)
+
+    description.write_text(text[: len(text) // 2])
+    refused("no readable model description")
+    description.unlink()
+    refused("no readable model description")
+    description.write_text("[]")
+    refused("format is None")
+    change_json(bundle, format=2)
+    refused("format is 2, this haemex reads 1")
+    change_json(bundle, calibration={"intercept": 0.0})
+    refused("incomplete.*slope")
+    change_json(bundle, operating_point={"threshold": float("nan"), "rule": "x"})
+    refused("threshold is nan")
+    change_json(bundle, network={**json.loads(text)["network"], "parameters": 5})
+    refused("5 parameters stated")
+    change_json(bundle, network={**json.loads(text)["network"], "widths": [2, 3, 4, 5]})
+    refused("tensors do not fit")
+    change_json(bundle, network={**json.loads(text)["network"], "colour": "red"})
+    refused("settings are not usable")
+    weights.write_bytes(content[:-50])
+    refused("no readable weights")
+    weights.unlink()
+    refused("no readable weights")
+    flipped = bytearray(content)
+    flipped[-3] ^= 1
+    weights.write_bytes(flipped)
+    refused("not those that model.json was written for")
+    load_bundle(bundle)
+
+
+def test_a_pickle_is_never_executed(bundle):
+    executed = bundle / "executed"
+
+    class Trap:
+        def __reduce__(self):
+            return executed.touch, ()
+
+    torch.save({"weights": Trap()}, bundle / "model.safetensors")
+    with pytest.raises(InputError, match="no readable weights"):
+        load_bundle(bundle)
+    assert not executed.exists()
+
+
+def test_weights_of_another_network_make_no_bundle(bundle):
+    arguments = json.loads((bundle / "model.json").read_text())
+    with pytest.raises(InputError, match="do not fit"):
+        write_bundle(
+            bundle,
+            network={**NETWORK, "convs_per_level": 2},
+            preprocessing=PREPROCESSING,
+            threshold=0.5,
+            rule="youden",
+            calibration=arguments["calibration"],
+            training={},
+            cohort={},
+        )
+
+
+def test_other_preprocessing_is_refused_by_name(bundle):
+    refuse_other_preprocessing(PREPROCESSING, {**PREPROCESSING, "window_hu": (0, 100)}, bundle)
+    other = {**PREPROCESSING, "window_hu": [0.0, 80.0], "spline_order": 3}
+    with pytest.raises(
+        InputError, match=r"resample\.spline_order is 3.*absent; resample\.window_hu is \[0\.0, 80\.0\]"
+    ):
+        refuse_other_preprocessing(PREPROCESSING, other, bundle)
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    rng = np.random.default_rng(3)
+    patients = []
+    for patient, of in (("p1", "train"), ("p2", "test")):
+        write_volume(tmp_path / f"{patient}_ct.nii.gz", rng.random((8, 12, 12)) * 3, GRID_AFFINE, slope=2.0**-10)
+        write_volume(tmp_path / f"{patient}_baseline.nii.gz", np.zeros((13, 30, 31), np.int16), TILTED)
+        patients.append((patient, of, tmp_path / f"{patient}_ct.nii.gz", tmp_path / f"{patient}_baseline.nii.gz"))
+    return patients
+
+
+def predict(bundle, cohort, tmp_path, preprocessing=PREPROCESSING):
+    (tmp_path / "masks").mkdir(exist_ok=True)
+    predict_patients(
+        bundle_folder=bundle,
+        patients=cohort,
+        preprocessing=preprocessing,
+        threads=1,
+        predictions_path=tmp_path / "predictions.tsv",
+        masks_folder=tmp_path / "masks",
+    )
+    with open(tmp_path / "predictions.tsv", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def test_predictions_and_masks_of_a_cohort(bundle, cohort, tmp_path):
+    rows = predict(bundle, cohort, tmp_path)
+    assert [(row["patient"], row["cohort"]) for row in rows] == [("p1", "train"), ("p2", "test")]
+    model = load_bundle(bundle).model
+    for row, (patient, _, ct_path, _) in zip(rows, cohort, strict=True):
+        logit, haematoma = predict_scan(model, read_volume(ct_path)[0], torch.device("cpu"))
+        assert float(row["logit"]) == pytest.approx(logit, abs=1e-5)
+        logit = float(row["logit"])
+        assert float(row["probability"]) == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-12)
+        assert float(row["calibrated_probability"]) == pytest.approx(1 / (1 + np.exp(-0.25 - 2 * logit)), rel=1e-12)
+        assert row["positive"] == str(int(float(row["probability"]) >= 0.4))
+        on_grid, affine = read_volume(tmp_path / "masks" / f"{patient}_grid.nii.gz")
+        assert on_grid.dtype == np.uint8
+        clear = abs(haematoma - 0.5) > 1e-4
+        np.testing.assert_array_equal(on_grid[clear], (haematoma > 0.5)[clear])
+        assert 0 < on_grid.mean() < 1
+        np.testing.assert_allclose(affine, GRID_AFFINE)
+        native, affine = read_volume(tmp_path / "masks" / f"{patient}_haematoma.nii.gz")
+        np.testing.assert_allclose(affine, TILTED, atol=1e-6)
+        assert native.shape == (13, 30, 31)
+        assert float(row["predicted_ml"]) == pytest.approx(native.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)
+        assert native.any()
+
+
+def test_the_threshold_itself_is_positive(bundle, cohort, tmp_path):
+    probability = float(predict(bundle, cohort, tmp_path)[0]["probability"])
+    for threshold, positive in ((probability, "1"), (np.nextafter(probability, 1), "0")):
+        change_json(bundle, operating_point={"threshold": threshold, "rule": "youden"})
+        assert predict(bundle, cohort, tmp_path)[0]["positive"] == positive
+
+
+def test_the_same_bytes_again_and_alone(bundle, cohort, tmp_path):
+    def masks():
+        return {path.name: path.read_bytes() for path in (tmp_path / "masks").iterdir()}
+
+    rows, before = predict(bundle, cohort, tmp_path), masks()
+    assert predict(bundle, cohort, tmp_path) == rows
+    assert masks() == before
+    assert predict(bundle, cohort[1:], tmp_path) == rows[1:]
+
+
+def test_scans_that_do_not_suit_the_model_are_refused(bundle, cohort, tmp_path):
+    with pytest.raises(InputError, match=r"resample\.matrix is \[16, 12, 8\]"):
+        predict(bundle, cohort, tmp_path, {**PREPROCESSING, "matrix": [16, 12, 8]})
+    write_volume(cohort[1][2], np.zeros((8, 12, 8)), GRID_AFFINE, slope=2.0**-10)
+    with pytest.raises(InputError, match=r"patient p2: grid \(z, y, x\) \(8, 12, 8\)"):
+        predict(bundle, cohort, tmp_path)
+    write_volume(cohort[1][2], np.zeros((8, 12, 12)), GRID_AFFINE, slope=2.0**-10)
+    cohort[1][3].write_bytes(b"no image")
+    with pytest.raises(InputError, match="not a readable NIfTI"):
+        predict(bundle, cohort, tmp_path)
+    assert not (tmp_path / "predictions.tsv").exists()

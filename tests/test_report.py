@@ -1,0 +1,278 @@
+"""The report: self-contained, safe, the same bytes, and its words follow from config and results."""
+
+import copy
+import html.parser
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from fabricated_study import change_json, fabricate
+
+from haemex.evaluation import evaluate_study, read_table
+from haemex.figures import draw_figures
+from haemex.report import (
+    caveats,
+    compare_protocols,
+    interval,
+    number,
+    setting,
+    span,
+    verdict,
+    without_paths,
+    write_report,
+)
+from haemex.settings import load_schema
+
+ROOT = Path(__file__).resolve().parents[1]
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+def merged(base, changes):
+    """What Snakemake makes of two config files."""
+    out = copy.deepcopy(base)
+    for key, value in changes.items():
+        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return yaml.safe_load((ROOT / "config/config.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def demo(paper):
+    return merged(paper, yaml.safe_load((ROOT / "config/demo.yaml").read_text()))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    study = fabricate(tmp_path_factory.mktemp("study"), matrix=24, slices=6)
+    evaluate_study(**study.evaluate)
+    draw_figures(**study.figures)
+    return study
+
+
+@pytest.fixture
+def write(finished, tmp_path):
+    def write(config, reachable_auc=None, **changed):
+        paths = {
+            "paper_config_path": ROOT / "config/config.yaml",
+            "schema_path": ROOT / "config/config.schema.yaml",
+            "template_folder": ROOT / "workflow/report",
+            "flow_path": finished.R / "cohort/flow.json",
+            "flips_path": finished.R / "cohort/label_flips.tsv",
+            "table1_path": finished.R / "table1/table1.tsv",
+            "evaluate_folder": finished.R / "evaluate",
+            "candidates_path": finished.R / "select/candidates.tsv",
+            "selected_path": finished.R / "select/selected.json",
+            "model_path": finished.R / "final/model/model.json",
+            "report_path": tmp_path / "report.html",
+        }
+        write_report(config=config, reachable_auc=reachable_auc, **(paths | changed))
+        return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    return write
+
+
+class Page(html.parser.HTMLParser):
+    """Tags in balance, text, and everything a browser would fetch."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.fetched, self.ids, self.anchors, self.words = [], [], [], [], []
+        self.alts = []
+        self.feed(text)
+        assert self.open == [], f"left open: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+        attrs = dict(attrs)
+        self.fetched += [attrs[name] for name in ("src", "data", "srcset", "poster") if name in attrs]
+        if "href" in attrs:
+            (self.anchors if attrs["href"].startswith("#") else self.fetched).append(attrs["href"])
+        if "id" in attrs:
+            self.ids.append(attrs["id"])
+        if tag == "img":
+            self.alts.append(attrs["alt"])
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes <{self.open[-1] if self.open else ''}>"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+# --- the file ----------------------------------------------------------------------------------------------------
+
+
+def test_one_self_contained_file(write, demo, finished):
+    text = write(demo)
+    page = Page(text)
+    assert len(page.fetched) == 8 and all(one.startswith("data:image/") for one in page.fetched)
+    assert not re.search(r"@import|url\(|<script|<link", text)
+    assert all(page.alts)
+    assert len(page.ids) == len(set(page.ids))
+    assert {one[1:] for one in page.anchors} <= set(page.ids)
+    assert str(finished.R) not in text and str(ROOT) not in text
+
+
+def test_same_bytes_again(write, demo):
+    assert write(demo) == write(demo)
+
+
+def test_nothing_in_it_is_markup_unless_the_template_says_so(write, demo, finished, tmp_path):
+    hostile = tmp_path / "selected.json"
+    content = json.loads((finished.R / "select/selected.json").read_text())
+    hostile.write_text(json.dumps(content | {"alarms": ["<script>alert(1)</script> & more"]}))
+    text = write(demo, selected_path=hostile)
+    assert "<script>" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in text
+
+
+def test_field_words_in_british_spelling(write, demo):
+    page = Page(write(demo))
+    words = page.text.lower()
+    for word in ("hematoma ", "hemorrhage", "normaliz", "labeled", "center "):
+        assert word not in words
+    assert "None" not in page.text.split()  # a missing value that slipped through
+    assert "nan" not in words.split()
+
+
+# --- what it says ------------------------------------------------------------------------------------------------
+
+
+def test_synthetic_patients_are_marked_with_the_reachable_auc(write, demo):
+    words = Page(write(demo, reachable_auc=0.7349)).text
+    assert "Synthetic patients." in words and "not evidence about patients" in words
+    assert "an AUC of about 0.73" in words
+    assert "not to be cited as evidence" in words
+
+
+def test_real_patients_are_not(write, paper):
+    words = Page(write({**paper, "study": "mine"})).text
+    assert "synthetic" not in words.lower().replace("haemex.phantom", "")
+    assert "Study mine" in words
+
+
+def test_headline_and_tables_are_the_numbers_of_the_run(write, demo, finished):
+    words = Page(write(demo)).text
+    rows = {row["row"]: row for row in read_table(finished.R / "evaluate/table2.tsv")}
+    for row in rows.values():
+        for name in ("sensitivity", "specificity", "lr_pos_weighted", "lr_neg", "ppv", "auc"):
+            assert interval(row, name) in words
+    cnn = rows["CNN"]
+    assert f"{number(cnn['auc_lower'])} to {number(cnn['auc_upper'])}" in words
+    assert "Swirl sign (n = 7)" in words
+    assert "0.800" in words  # a p of Table 1, as printed there
+    for row in read_table(finished.R / "evaluate/leaks.tsv"):
+        assert row["check"] in words
+    assert "post-test odds" in words and "not a medical device" in words
+
+
+def test_methods_follow_the_config(write, demo):
+    changed = merged(demo, {"expansion": {"operator": ">=", "absolute_ml": 12.5}, "augment": {"copies": 7}})
+    changed = merged(changed, {"eligibility": {"followup_h": [18.0, 36.0]}, "training": {"learning_rate": 0.0123}})
+    words = Page(write(changed)).text
+    assert "growth of at least 12.5 mL or 33 %" in words
+    assert "contributed 7 volumes , the scan and 6 transformed copies" in words.replace("volumes, the", "volumes , the")
+    assert "follow-up CT 18 to 36 hours later" in words
+    assert "learning rate 0.0123" in words
+
+
+def test_no_deviation_is_said_too(write, paper):
+    words = Page(write(paper)).text
+    assert "None: every setting of this run is that of config/config.yaml" in words
+    assert "0 settings depart from the paper's protocol" in words
+
+
+def test_deviations_of_the_demo_and_of_the_chosen_candidate(demo, paper):
+    schema = load_schema(ROOT / "config/config.schema.yaml")
+    rows = {row["key"]: row for row in compare_protocols(demo, paper, schema)}
+    assert rows["resample.matrix"]["paper"] == [256, 256, 32] and rows["resample.matrix"]["here"] == [32, 32, 16]
+    assert "voxels" in rows["resample.matrix"]["meaning"]
+    assert rows["training.epochs"]["here"] == demo["training"]["epochs"]
+    assert "rate_3e-4" in rows["candidates"]["paper"] and "rate_3e-4" not in rows["candidates"]["here"]
+    assert not {"study", "cohort_table", "seed"} & set(rows) and not any(key.startswith("phantom") for key in rows)
+    assert compare_protocols(paper, paper, schema) == []
+    # 10 and 10.0 are the same protocol.
+    assert compare_protocols(merged(paper, {"augment": {"scaling_percent": 10}}), paper, schema) == []
+    faster = merged(paper, {"training": {"threads": 8}, "evaluate": {"overlays": 2}, "seed": 5})
+    assert compare_protocols(faster, paper, schema) == []
+    assert [row["key"] for row in compare_protocols(merged(paper, {"folds": 3}), paper, schema)] == ["folds"]
+
+
+def test_chosen_candidate_counts_as_a_deviation(write, paper, finished, tmp_path):
+    chosen = tmp_path / "selected.json"
+    content = json.loads((finished.R / "select/selected.json").read_text())
+    content["candidate"] = "rate_3e-4"
+    chosen.write_text(json.dumps(content))
+    words = Page(write(paper, selected_path=chosen)).text
+    assert "1 setting departs" in words and "training.learning_rate" in words
+
+
+def test_paths_do_not_travel():
+    config = {"cohort_table": "x.tsv", "a": {"b": "/home/dr.house/x", "c": r"C:\Users\house", "d": ["rel/x", 3]}}
+    assert without_paths(config) == {"a": {"b": "(path left out)", "c": "(path left out)", "d": ["rel/x", 3]}}
+
+
+# --- verdict and caveats -----------------------------------------------------------------------------------------
+
+
+def comparison(network, others, confidence=0.95):
+    keys = ("auc", "auc_lower", "auc_upper")
+    table = {"CNN": dict(zip(keys, network, strict=True)) | {"p": None, "p_holm": None, "auc_difference": None}}
+    for name, (auc, difference, p_holm) in others.items():
+        table[name] = {"auc": auc, "auc_difference": difference, "p": p_holm, "p_holm": p_holm}
+    return {"confidence": confidence, "table2": table}
+
+
+def test_verdict_claims_no_more_than_the_tests_allow():
+    both = " ".join(verdict(comparison((0.8, 0.7, 0.9), {"A": (0.6, 0.2, 0.0004), "B": (0.95, -0.15, 0.02)})))
+    assert "higher than that of A (0.60, p < 0.001)" in both
+    assert "lower than that of B (0.95, p = 0.020)" in both
+    assert "chance" not in both
+    none = " ".join(verdict(comparison((0.6, 0.45, 0.75), {"A": (0.5, 0.1, 0.06)})))
+    assert "includes 0.5" in none and "does not differ significantly" in none and "higher" not in none
+    assert "worse than chance" in " ".join(verdict(comparison((0.3, 0.2, 0.4), {"A": (0.5, -0.2, 0.5)})))
+    assert "no interval" in verdict(comparison((1.0, None, None), {"A": (0.5, 0.5, None)}))[0]
+
+
+def test_caveats_follow_from_the_numbers(finished):
+    summary = json.loads((finished.R / "evaluate/summary.json").read_text())
+    flow = json.loads((finished.R / "cohort/flow.json").read_text())
+    said = "\n".join(caveats(summary, flow, synthetic=True))
+    assert said.startswith("Every patient is synthetic")
+    assert "3 patients with and 5 without expansion" in said
+    assert "Swirl sign in 1" in said and "1 patient of the test cohort the network's haematoma does not touch" in said
+    summary["cohorts"]["test"] = {"patients": 400, "expansions": 150}
+    summary["selection"]["alarms"] = ["fold 2 collapsed"]
+    said = caveats(summary, flow, synthetic=False)
+    assert said[0] == "Alarm of the cross-validation: fold 2 collapsed."
+    assert not any("Collins" in one for one in said)
+
+
+def test_numbers_as_printed():
+    assert number(0.545) == "0.55" and number(-0.5, 1) == "−0.5" and number(None) == "N/A"
+    row = {"x": 0.8, "x_lower": 0.7, "x_upper": 0.904, "y": 0.0, "y_lower": None, "y_upper": None}
+    assert interval(row, "x") == "0.80 (0.70 to 0.90)"
+    assert interval(row, "y") == "0.00 (N/A)"
+    assert interval({"z": None, "z_lower": None, "z_upper": None}, "z") == "N/A"
+    assert setting([256, 256, 32]) == "256 × 256 × 32" and setting([20, 30]) == "20, 30" and setting(True) == "yes"
+    assert span([20.0, 24.0]) == "20 to 24"
+
+
+def test_device_of_the_training_is_named(write, demo, finished, tmp_path):
+    card = tmp_path / "model.json"
+    card.write_text((finished.R / "final/model/model.json").read_text())
+    change_json(card, lambda model: model.update(device="the CPU"))
+    assert "Training ran on the CPU." in Page(write(demo, model_path=card)).text

@@ -1,0 +1,331 @@
+"""Whole runs of the workflow on synthetic patients, as a user types them."""
+
+import collections
+import gzip
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from haemex.provenance import ROOT
+
+CONFIG = {
+    "study": "small",
+    "cohort_table": "results/small/phantom/cohort.tsv",
+    "phantom": {"train": 8, "test": 6, "excluded_each": 1, "matrix": 128},
+    "resample": {"field_of_view_mm": [160.0, 160.0, 160.0], "matrix": [16, 16, 16]},
+    "augment": {"copies": 3},
+    "folds": 2,
+    "network": {"widths": [2, 3, 4, 5], "convs_per_level": 1},
+    "training": {"epochs": 2, "batch_size": 4, "learning_rate": 1.0e-3, "rate_milestones": [1]},
+    "candidates": {"rate_3e-4": None, "rate_3e-5": None},
+}
+AFTER_COHORT = {"train": 2, "select": 1, "final": 1, "predict": 1, "evaluate": 1, "report": 1}
+TRAINING, PATIENTS = 8, 14
+
+
+class Project:
+    """A copy of the project in a folder of its own, so that tests may edit its code."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for name in ("haemex", "workflow", "config", "profiles", "envs"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "Snakefile", folder)
+        (folder / "small.yaml").write_text(yaml.safe_dump(CONFIG))
+        self.results = folder / "results/small"
+
+    def command(self, *arguments, config="small.yaml"):
+        chosen = ["--configfile", config] if config else []
+        return [sys.executable, "-m", "snakemake", "--cores", "2", *chosen, *arguments]
+
+    def environment(self):
+        return {**os.environ, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": ""}
+
+    def run(self, *arguments, config="small.yaml"):
+        return subprocess.run(
+            self.command(*arguments, config=config),
+            cwd=self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    def jobs(self, *arguments, config="small.yaml"):
+        """Count the jobs that a run would do now, by rule."""
+        dry = self.run("--dry-run", *arguments, config=config)
+        assert dry.returncode == 0, dry.stdout + dry.stderr
+        rules = re.findall(r"^(?:local)?rule (\w+):", dry.stdout + dry.stderr, re.M)
+        counts = collections.Counter(rules)
+        counts.pop("all", None)
+        if not counts:
+            assert "Nothing to be done" in dry.stdout + dry.stderr
+        return dict(counts)
+
+    def edit(self, name, old, new):
+        """Edit a file; return what undoes it."""
+        path = self.folder / name
+        text = path.read_text()
+        assert old in text, f"{old!r} is not in {name}"
+        path.write_text(text.replace(old, new, 1))
+        return lambda: path.write_text(text)
+
+    def digests(self):
+        """Digest every result but logs and benchmarks."""
+        return {
+            path.relative_to(self.results).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(self.results.rglob("*"))
+            if path.is_file() and path.suffix != ".log" and not path.name.endswith(".benchmark.tsv")
+        }
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A small study, run once from DICOM to report."""
+    project = Project(tmp_path_factory.mktemp("small study"))
+    run = project.run()
+    assert run.returncode == 0, run.stdout + run.stderr
+    project.said = run.stdout + run.stderr
+    return project
+
+
+def test_the_study_ends_with_a_report(project):
+    report = (project.results / "report/report.html").read_text()
+    assert "<html" in report and "Table 2" in report
+    stages = {path.name for path in project.results.iterdir()}
+    assert stages == {
+        "phantom", "check", "convert", "measure", "cohort", "table1", "skullstrip", "resample", "augment", "train",
+        "select", "final", "predict", "evaluate", "report",
+    }  # fmt: skip
+
+
+def test_training_says_once_per_job_where_it_runs(project):
+    import torch
+
+    if not torch.cuda.is_available():
+        assert project.said.count("CPU") >= 1
+
+
+def test_no_identity_leaves_the_dicom_files(project):
+    import pydicom
+
+    first = next(
+        path
+        for path in sorted((project.results / "phantom").rglob("*"))
+        if path.is_file() and b"DICM" in path.read_bytes()[:132]
+    )
+    header = pydicom.dcmread(first, stop_before_pixels=True)
+    secrets = [str(header[name].value) for name in ("InstitutionName", "PatientBirthDate", "AccessionNumber")]
+    secrets += [str(header.PatientName).split("^")[0], str(header.StudyInstanceUID), str(header.SeriesInstanceUID)]
+    assert all(len(secret) >= 4 for secret in secrets), secrets
+    for path in project.results.rglob("*"):
+        if path.is_file() and "phantom" not in path.relative_to(project.results).parts:
+            content = path.read_bytes()
+            content = gzip.decompress(content) if path.suffix == ".gz" else content
+            for secret in secrets:
+                # the table of synthetic patients stands in a folder called phantom, and the report says what they are
+                if secret.lower() != "phantom":
+                    assert secret.encode() not in content, f"{secret} in {path}"
+
+
+def test_a_second_run_is_idle(project):
+    assert project.jobs() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("haemex/augment.py", '"""', '"""Reworded. '),
+        ("haemex/dicom.py", "\n\n\ndef ", "\n\n\n# A new comment.\ndef "),
+        ("workflow/scripts/convert.py", '"""', '"""Reworded. '),
+        ("haemex/logs.py", "about {left:.0f} s left", "{left:.0f} s to go"),
+        ("config/config.yaml", "# paper, Methods", "# the paper's Methods"),
+        ("workflow/rules/train.smk", "# Cross-validation", "# The cross-validation"),
+    ],
+)
+def test_rewording_runs_nothing_again(project, name, old, new):
+    undo = project.edit(name, old, new)
+    try:
+        assert project.jobs() == {}
+    finally:
+        undo()
+
+
+def test_touched_files_run_nothing_again(project):
+    for name in ("haemex/augment.py", "workflow/scripts/train.py", "config/config.yaml", "Snakefile"):
+        (project.folder / name).touch()
+    (project.results / "phantom/cohort.tsv").touch()
+    masks = sorted(project.results.glob("phantom/*/baseline_mask.nii.gz"))
+    masks[0].touch()
+    assert project.jobs() == {}
+
+
+def test_an_edit_in_augment_runs_augment_and_what_follows(project):
+    undo = project.edit("haemex/augment.py", "\nimport ", "\nNEW_CONSTANT = 1\nimport ")
+    try:
+        assert project.jobs() == {"augment": TRAINING, **AFTER_COHORT}
+    finally:
+        undo()
+    assert project.jobs() == {}
+
+
+def test_an_edit_in_the_report_runs_the_report(project):
+    undo = project.edit("haemex/report.py", "\nimport ", "\nNEW_CONSTANT = 1\nimport ")
+    try:
+        assert project.jobs() == {"report": 1}
+    finally:
+        undo()
+
+
+@pytest.mark.parametrize(
+    ("changes", "jobs"),
+    [
+        (
+            {"resample": {"window_hu": [0, 90]}},
+            {"resample": PATIENTS, "augment": TRAINING, **AFTER_COHORT},
+        ),
+        ({"training": {"epochs": 3}}, AFTER_COHORT),
+        ({"select": {"criterion": "dice"}}, {k: v for k, v in AFTER_COHORT.items() if k != "train"}),
+        ({"evaluate": {"bat_cut": 2}}, {"evaluate": 1, "report": 1}),
+        ({"expansion": {"operator": ">="}}, {"cohort": 1, "table1": 1, **AFTER_COHORT}),
+        (
+            {"skullstrip": {"seal_gap_mm": 5.0}},
+            {"skullstrip": PATIENTS, "resample": PATIENTS, "augment": TRAINING, **AFTER_COHORT},
+        ),
+    ],
+)
+def test_a_changed_setting_runs_its_stage_and_what_follows(project, changes, jobs):
+    merged = {**CONFIG, **{key: {**CONFIG.get(key, {}), **value} for key, value in changes.items()}}
+    (project.folder / "changed.yaml").write_text(yaml.safe_dump(merged))
+    assert project.jobs(config="changed.yaml") == jobs
+
+
+def test_a_deleted_intermediate_file_is_rebuilt_alone_byte_identical(project):
+    target = next(project.results.glob("resample/*_ct.nii.gz"))
+    before = target.read_bytes()
+    siblings = {path: path.read_bytes() for path in project.results.glob(f"resample/{target.name[:-10]}*.nii.gz")}
+    target.unlink()
+    name = target.relative_to(project.folder).as_posix()
+    assert project.jobs(name) == {"resample": 1}
+    run = project.run(name)
+    assert run.returncode == 0, run.stderr
+    assert target.read_bytes() == before
+    assert {path: path.read_bytes() for path in siblings} == siblings
+    assert project.jobs() == {}
+
+
+def test_a_changed_clinical_value_trains_nothing(project):
+    """The synthetic table is written by the workflow, so a user's table stands in for it."""
+    table = project.results / "phantom/cohort.tsv"
+    header, *lines = table.read_text().splitlines()
+    column = header.split("\t").index("nihss")
+    users = project.folder / "users.tsv"
+    config = {key: value for key, value in CONFIG.items() if key != "phantom"}
+    (project.folder / "users.yaml").write_text(yaml.safe_dump({**config, "cohort_table": "users.tsv"}))
+    users.write_text(table.read_text())
+    settle = project.run("--touch", config="users.yaml")
+    assert settle.returncode == 0, settle.stderr
+    before = project.jobs(config="users.yaml")
+    cells = lines[0].split("\t")
+    cells[column] = "41"
+    users.write_text("\n".join([header, "\t".join(cells), *lines[1:]]) + "\n")
+    after = project.jobs(config="users.yaml")
+    new = {rule: count for rule, count in after.items() if before.get(rule, 0) != count}
+    assert set(new) <= {"check", "table1", "evaluate", "report"}, (before, after)
+
+
+def test_a_changed_mask_runs_its_patient_and_the_cohort_stages(project):
+    from haemex.nifti import read_volume, write_volume
+
+    members = (project.results / "cohort/cohort.tsv").read_text().splitlines()[1:]
+    patient = next(line.split("\t")[0] for line in members if line.split("\t")[1] == "train")
+    mask = project.results / f"phantom/{patient}/baseline_mask.nii.gz"
+    original = mask.read_bytes()
+    array, affine = read_volume(mask)
+    z, y, x = (int(values[0]) for values in array.nonzero())
+    array[z, y, x] = 0
+    write_volume(mask, array, affine)
+    try:
+        assert project.jobs() == {
+            "check": 1, "measure": 1, "cohort": 1, "table1": 1, "resample": 1, "augment": 1, **AFTER_COHORT,
+        }  # fmt: skip
+    finally:
+        mask.write_bytes(original)
+    assert project.jobs() == {}
+
+
+def test_a_bad_patient_is_named_and_stops_no_other(tmp_path_factory, project):
+    """An empty mask: its patient is refused by name, all other patients are measured."""
+    from haemex.nifti import read_volume, write_volume
+
+    patients = sorted(path.name for path in (project.results / "phantom").iterdir() if path.is_dir())
+    bad = patients[3]
+    mask = project.results / f"phantom/{bad}/baseline_mask.nii.gz"
+    original = mask.read_bytes()
+    array, affine = read_volume(mask)
+    kept = {path: path.read_bytes() for path in project.results.glob("measure/*") if path.suffix in (".json", ".gz")}
+    for path in kept:
+        path.unlink()
+    write_volume(mask, array * 0, affine)
+    try:
+        run = project.run(*(path.relative_to(project.folder).as_posix() for path in kept if path.suffix == ".json"))
+        assert run.returncode != 0
+        lines = [line for line in run.stderr.splitlines() if line.startswith("haemex: ")]
+        assert len(lines) == 1 and f"patient {bad}" in lines[0] and "baseline_mask.nii.gz" in lines[0], run.stderr
+        made = {path.stem for path in project.results.glob("measure/*.json")}
+        assert made == set(patients) - {bad}
+        checked = project.run("check")
+        assert checked.returncode != 0 and bad in checked.stdout + checked.stderr
+    finally:
+        mask.write_bytes(original)
+    run = project.run()
+    assert run.returncode == 0, run.stderr
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(tmp_path_factory, project):
+    """Killed with SIGKILL twice, then completed, in a folder of another name: the bytes of the undisturbed run."""
+    other = Project(tmp_path_factory.mktemp("killed"))
+    for wait_for in ("results/small/resample/*_ct.nii.gz", "results/small/train/*/fold*"):
+        process = subprocess.Popen(
+            other.command(), cwd=other.folder, env=other.environment(), start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 300
+        while not list(other.folder.glob(wait_for)) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert process.poll() is None, "the run ended before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert other.run("--unlock").returncode == 0
+    run = other.run()
+    assert run.returncode == 0, run.stderr
+    assert other.digests() == project.digests()
+
+
+def test_without_a_cohort_table_one_sentence(project):
+    run = project.run(config=None)
+    said = (run.stdout + run.stderr).strip()
+    assert run.returncode == 1
+    assert said.count("\n") == 0 and "make demo" in said and "config/README.md" in said, said
+
+
+def test_a_misspelt_key_one_sentence(project):
+    run = project.run("--config", "epocs=3")
+    said = (run.stdout + run.stderr).strip()
+    assert run.returncode == 1 and "unknown key `epocs`" in said and "Traceback" not in said, said
+
+
+def test_trainings_run_one_at_a_time_by_default(project):
+    """Two cores and two folds: without the limit of the default profile both trainings would start at once."""
+    events = re.findall(r"^rule (train|final|predict):|\(Rule: (train|final|predict)\)", project.said, re.M)
+    kinds = ["start" if start else "end" for start, _ in events]
+    assert kinds == ["start", "end"] * 4

@@ -1,0 +1,49 @@
+# Who enters, the expansion label, the temporal split, the folds; Table 1.
+# In: the cohort table, measured volumes.  Out: cohort.tsv, flow.json, label_flips.tsv; table1.tsv.
+
+
+rule cohort:
+    """Apply the eligibility criteria, label expansion, split by admission date, cut the folds."""
+    input:
+        table=ancient(study.table),
+        measured=expand("<results>/measure/{patient}.json", patient=study.patients),
+    output:
+        cohort="<results>/cohort/cohort.tsv",
+        flow="<results>/cohort/flow.json",
+        flips="<results>/cohort/label_flips.tsv",
+    log:
+        "<results>/cohort/cohort.log",
+    benchmark:
+        "<results>/cohort/cohort.benchmark.tsv"
+    conda:
+        "../../envs/haemex.yaml"
+    params:
+        table=study.eligibility_digest(),  # a change in another column re-runs no training
+        eligibility=config["eligibility"],
+        cohorts=config["cohorts"],
+        expansion=config["expansion"],
+        folds=config["folds"],
+        seed=config["seed"],
+        code=code_version("cohort"),
+    script:
+        "../scripts/cohort.py"
+
+
+rule table1:
+    """Compare the training and the test cohort (Table 1)."""
+    input:
+        table=ancient(study.table),
+        cohort="<results>/cohort/cohort.tsv",
+    output:
+        table1="<results>/table1/table1.tsv",
+    log:
+        "<results>/table1/table1.log",
+    benchmark:
+        "<results>/table1/table1.benchmark.tsv"
+    conda:
+        "../../envs/haemex.yaml"
+    params:
+        table=study.table_digest(),
+        code=code_version("table1"),
+    script:
+        "../scripts/table1.py"

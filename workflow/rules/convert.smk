@@ -1,0 +1,24 @@
+# DICOM to NIfTI in Hounsfield units, on the acquired grid.
+# In: a scan as the cohort table names it.  Out: NIfTI, and a JSON with acquisition, geometry and the series taken.
+
+
+rule convert:
+    """Choose the right series of a scan and write it as NIfTI in HU."""
+    input:
+        scan=lambda w: study.given(w.patient, f"{w.timepoint}_ct"),
+    output:
+        nifti="<results>/convert/{patient}_{timepoint}.nii.gz",
+        json="<results>/convert/{patient}_{timepoint}.json",
+    log:
+        "<results>/convert/{patient}_{timepoint}.log",
+    benchmark:
+        "<results>/convert/{patient}_{timepoint}.benchmark.tsv"
+    conda:
+        "../../envs/haemex.yaml"
+    params:
+        scan=lambda w: study.path(w.patient, f"{w.timepoint}_ct"),
+        listing=lambda w: study.listing(w.patient, f"{w.timepoint}_ct"),
+        slice_thickness_mm=config["convert"]["slice_thickness_mm"],
+        code=code_version("convert"),
+    script:
+        "../scripts/convert.py"

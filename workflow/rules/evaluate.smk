@@ -1,0 +1,62 @@
+# The locked model against the NCCT markers and the volume and BAT models, on the test cohort; tables and figures.
+# In: predictions of both cohorts, labels, manual masks, roles of every training.
+# Out: Table 2, Dice, agreement, acquisition, the proof that nothing leaked, all figures.
+
+
+rule evaluate:
+    """Refuse leaks, then evaluate the locked model on the test cohort and draw the figures."""
+    input:
+        table=ancient(study.table),
+        cohort="<results>/cohort/cohort.tsv",
+        flow="<results>/cohort/flow.json",
+        predictions="<results>/predict/predictions.tsv",
+        predicted=expand(
+            "<results>/predict/{patient}_{mask}.nii.gz", patient=study.patients, mask=["haematoma", "grid"]
+        ),
+        selected="<results>/select/selected.json",
+        out_of_fold="<results>/select/predictions.tsv",
+        model="<results>/final/model/model.json",
+        final_roles="<results>/final/roles.tsv",
+        final_history="<results>/final/history.tsv",
+        roles=expand("<results>/train/{candidate}/fold{fold}/roles.tsv", candidate=study.candidates, fold=study.folds),
+        histories=expand(
+            "<results>/train/{candidate}/fold{fold}/history.tsv", candidate=study.candidates, fold=study.folds
+        ),
+        measured=expand(
+            "<results>/measure/{patient}{part}", patient=study.patients, part=[".json", "_haematoma.nii.gz"]
+        ),
+        converted=expand(
+            "<results>/convert/{patient}_baseline{part}", patient=study.patients, part=[".json", ".nii.gz"]
+        ),
+        resampled=expand(
+            "<results>/resample/{patient}{part}", patient=study.patients, part=[".json", "_haematoma.nii.gz"]
+        ),
+    output:
+        table2="<results>/evaluate/table2.tsv",
+        scores="<results>/evaluate/scores.tsv",
+        dice="<results>/evaluate/dice.tsv",
+        agreement="<results>/evaluate/agreement.tsv",
+        acquisition="<results>/evaluate/acquisition.tsv",
+        leaks="<results>/evaluate/leaks.tsv",
+        summary="<results>/evaluate/summary.json",
+        figures=expand(
+            "<results>/evaluate/{figure}.{kind}",
+            figure=["flow", "training", "dice", "volumes", "overlays", "roc", "probability", "calibration"],
+            kind=["png", "svg"],
+        ),
+    log:
+        "<results>/evaluate/evaluate.log",
+    benchmark:
+        "<results>/evaluate/evaluate.benchmark.tsv"
+    conda:
+        "../../envs/haemex.yaml"
+    params:
+        table=study.table_digest(),
+        confidence=config["evaluate"]["confidence"],
+        bat_cut=config["evaluate"]["bat_cut"],
+        overlays=config["evaluate"]["overlays"],
+        operating_point=config["select"]["operating_point"],
+        min_sensitivity=config["select"]["min_sensitivity"],
+        code=code_version("evaluate"),
+    script:
+        "../scripts/evaluate.py"

@@ -1,0 +1,24 @@
+# Synthetic patients in place of a real cohort; used only where the config has a section `phantom`.
+# In: nothing but the config.  Out: DICOM folders and masks, at the paths the synthetic cohort table names.
+
+
+rule phantom:
+    """Make one synthetic patient: baseline and follow-up as DICOM series, masks of the haematoma."""
+    output:
+        baseline=directory("<results>/phantom/{patient}/baseline"),
+        followup=directory("<results>/phantom/{patient}/followup"),
+        baseline_mask="<results>/phantom/{patient}/baseline_mask.nii.gz",
+        followup_mask="<results>/phantom/{patient}/followup_mask.nii.gz",
+        baseline_mask_rater2="<results>/phantom/{patient}/baseline_mask_rater2.nii.gz",
+    log:
+        "<results>/phantom/{patient}.log",
+    benchmark:
+        "<results>/phantom/{patient}.benchmark.tsv"
+    conda:
+        "../../envs/haemex.yaml"
+    params:
+        settings=config.get("phantom"),
+        seed=config["seed"],
+        code=code_version("phantom"),
+    script:
+        "../scripts/phantom.py"

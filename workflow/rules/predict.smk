@@ -1,0 +1,29 @@
+# The locked model applied to every patient of both cohorts; no label and no reference mask is read here.
+# In: the model bundle, scans on the network's grid, CTs on the acquired grid.  Out: probabilities, haematoma masks.
+
+
+rule predict:
+    """Predict expansion and segment the haematoma, for all patients in one job."""
+    input:
+        weights="<results>/final/model/model.safetensors",
+        card="<results>/final/model/model.json",
+        scans=expand("<results>/resample/{patient}_ct.nii.gz", patient=study.patients),
+        cts=expand("<results>/convert/{patient}_baseline.nii.gz", patient=study.patients),
+    output:
+        predictions="<results>/predict/predictions.tsv",
+        native=expand("<results>/predict/{patient}_haematoma.nii.gz", patient=study.patients),
+        grid=expand("<results>/predict/{patient}_grid.nii.gz", patient=study.patients),
+    log:
+        "<results>/predict/predict.log",
+    benchmark:
+        "<results>/predict/predict.benchmark.tsv"
+    conda:
+        "../../envs/haemex.yaml"
+    resources:
+        gpu=1,
+    params:
+        patients={"train": study.training, "test": study.testing},
+        resample=config["resample"],
+        code=code_version("predict"),
+    script:
+        "../scripts/predict.py"

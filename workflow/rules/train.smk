@@ -1,0 +1,36 @@
+# Cross-validation: one training per candidate and fold.
+# In: labels and folds, augmented copies (training side), unaugmented scans (validation side), training cohort only.
+# Out: weights, history, out-of-fold predictions, and who stood on which side (roles.tsv).
+
+
+rule train:
+    """Train one candidate without one fold, and predict that fold."""
+    input:
+        cohort="<results>/cohort/cohort.tsv",
+        copies=expand(
+            "<results>/augment/{patient}{part}",
+            patient=study.training,
+            part=["_ct.nii.gz", "_haematoma.nii.gz", ".json"],
+        ),
+        scans=expand("<results>/resample/{patient}_{volume}.nii.gz", patient=study.training, volume=["ct", "haematoma"]),
+    output:
+        weights="<results>/train/{candidate}/fold{fold}/model.safetensors",
+        history="<results>/train/{candidate}/fold{fold}/history.tsv",
+        predictions="<results>/train/{candidate}/fold{fold}/predictions.tsv",
+        roles="<results>/train/{candidate}/fold{fold}/roles.tsv",
+    log:
+        "<results>/train/{candidate}/fold{fold}.log",
+    benchmark:
+        "<results>/train/{candidate}/fold{fold}.benchmark.tsv"
+    conda:
+        "../../envs/haemex.yaml"
+    threads: lambda w: study.candidate(w.candidate, "training")["threads"]
+    resources:
+        gpu=1,
+    params:
+        network=lambda w: study.candidate(w.candidate, "network"),
+        training=lambda w: study.candidate(w.candidate, "training"),
+        seed=config["seed"],
+        code=code_version("train"),
+    script:
+        "../scripts/train.py"
