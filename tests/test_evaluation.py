@@ -199,7 +199,7 @@ def test_negative_coefficient_is_said_and_never_turned_round():
 
 
 def on_both_sides(s):
-    change_table(s.R / "train/paper/fold0/roles.tsv", lambda r: [*r, {"patient": "P001", "copy": "1", "role": "train"}])
+    change_table(s.R / "train/base/fold0/roles.tsv", lambda r: [*r, {"patient": "P001", "copy": "1", "role": "train"}])
     return "P001 is on the training and on the validation side"
 
 
@@ -222,7 +222,7 @@ def stranger(s):
 
 def validated_on_a_copy(s):
     change_table(
-        s.R / "train/paper/fold1/roles.tsv",
+        s.R / "train/base/fold1/roles.tsv",
         lambda r: [row | ({"copy": "3"} if row["role"] == "validation" else {}) for row in r],
     )
     return "validated on augmented copy 3 of patient P004"
@@ -230,17 +230,17 @@ def validated_on_a_copy(s):
 
 def against_the_folds(s):
     change_table(
-        s.R / "train/paper/fold0/roles.tsv",
+        s.R / "train/base/fold0/roles.tsv",
         lambda r: (
             [row for row in r if row["patient"] != "P004"] + [{"patient": "P004", "copy": "scan", "role": "validation"}]
         ),
     )
-    return "P004 is on the validation side of paper/fold0, against the folds"
+    return "P004 is on the validation side of base/fold0, against the folds"
 
 
 def left_out_of_a_training(s):
-    change_table(s.R / "train/paper/fold0/roles.tsv", lambda r: [row for row in r if row["patient"] != "P004"])
-    return "P004 of the training cohort is missing from training paper/fold0"
+    change_table(s.R / "train/base/fold0/roles.tsv", lambda r: [row for row in r if row["patient"] != "P004"])
+    return "P004 of the training cohort is missing from training base/fold0"
 
 
 def never_validated(s):

@@ -222,7 +222,7 @@ def test_bland_altman_lines():
 
 
 def test_training_curves_skip_epochs_without_validation(finished):
-    rows = read_table(finished.R / "train/paper/fold0/history.tsv")
+    rows = read_table(finished.R / "train/base/fold0/history.tsv")
     for row in rows[:-1]:
         row["val_dice_median"] = None
     figure = draw_training({"fold0": rows, "final": read_table(finished.R / "final/history.tsv")})

@@ -191,7 +191,7 @@ def test_methods_follow_the_config(write, demo):
 
 def test_no_deviation_is_said_too(write, paper):
     words = Page(write(paper)).text
-    assert "None: every setting of this run is that of config/config.yaml" in words
+    assert "None: every setting of this run is that of the paper's protocol" in words
     assert "0 settings depart from the paper's protocol" in words
 
 
