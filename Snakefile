@@ -26,7 +26,11 @@ wildcard_constraints:
     fold=r"\d+",
 
 
-include: "workflow/rules/phantom.smk"
+if "phantom" in config:
+
+    include: "workflow/rules/phantom.smk"
+
+
 include: "workflow/rules/check.smk"
 include: "workflow/rules/convert.smk"
 include: "workflow/rules/measure.smk"

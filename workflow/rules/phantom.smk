@@ -1,4 +1,4 @@
-# Synthetic patients in place of a real cohort; used only where the config has a section `phantom`.
+# Synthetic patients in place of a real cohort; included only where the config has a section `phantom`.
 # In: nothing but the config.  Out: DICOM folders and masks, at the paths the synthetic cohort table names.
 
 
@@ -17,7 +17,7 @@ rule phantom:
     conda:
         "../../envs/haemex.yaml"
     params:
-        settings=config.get("phantom"),
+        settings=config["phantom"],
         seed=config["seed"],
         code=code_version("phantom"),
     script:
