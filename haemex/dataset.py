@@ -12,11 +12,10 @@ import json
 import zlib
 from pathlib import Path
 
-import nibabel
 import numpy as np
 
 from haemex.errors import InputError
-from haemex.nifti import read_volume
+from haemex.nifti import parse_header, read_volume
 
 READERS = 2  # unpacking releases Python's lock, so the next batches are read while this one trains
 
@@ -283,15 +282,12 @@ def _read_header(path, length, dtype):
     """Read shape (copy, z, y, x) and slope from the first gzip member."""
     try:
         with open(path, "rb") as file:
-            header = nibabel.Nifti1Header.from_fileobj(io.BytesIO(gzip.decompress(file.read(length))))
-    except (OSError, EOFError, zlib.error, nibabel.spatialimages.HeaderDataError) as error:
+            shape, stored, _, slope = parse_header(gzip.decompress(file.read(length)))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise _damaged(path, f"no readable header ({error})") from None
-    shape = header.get_data_shape()[::-1]
-    if len(shape) != 4 or header.get_data_dtype() != dtype:
-        raise _damaged(
-            path, f"{len(shape)} dimensions of {header.get_data_dtype()} where 4 of {np.dtype(dtype)} belong"
-        )
-    return tuple(int(size) for size in shape), float(header.get_slope_inter()[0] or 1.0)
+    if len(shape) != 4 or stored != dtype:
+        raise _damaged(path, f"{len(shape)} dimensions of {stored} where 4 of {np.dtype(dtype)} belong")
+    return shape, slope
 
 
 def _damaged(path, problem):

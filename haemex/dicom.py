@@ -16,7 +16,6 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
@@ -871,6 +870,8 @@ def read_nifti_scan(path):
 
 def _nifti_geometry(path):
     """Work out the geometry of a NIfTI scan from its header."""
+    import nibabel
+
     try:
         header = nibabel.load(path).header
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:

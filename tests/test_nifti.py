@@ -1,12 +1,16 @@
 import gzip
+import subprocess
+import sys
 
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+from hypothesis import given
+from hypothesis import strategies as st
 
 from haemex.errors import InputError
-from haemex.nifti import header_bytes, read_volume, write_volume
+from haemex.nifti import header_bytes, parse_header, read_volume, write_volume
 
 AFFINE = np.array([[-0.5, 0, 0, 100], [0, -0.45, 0.9, 80], [0, 0.15, 4.9, -40], [0, 0, 0, 1.0]])  # sheared
 
@@ -74,3 +78,48 @@ def test_a_truncated_volume_is_refused(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="not a readable NIfTI"):
         read_volume(tmp_path / "a.nii.gz")
+
+
+@given(
+    shape=st.lists(st.integers(1, 300), min_size=3, max_size=4),
+    dtype=st.sampled_from(["uint8", "int16", "float32"]),
+    numbers=st.lists(st.floats(-300, 300, width=32), min_size=12, max_size=12),
+    slope=st.sampled_from([None, 1.0, 2**-10]),
+)
+def test_the_header_is_nibabels_and_comes_back(shape, dtype, numbers, slope):
+    """Byte by byte what nibabel makes of the same fields."""
+    affine = np.vstack([np.reshape(numbers, (3, 4)), [0, 0, 0, 1]])
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape[::-1])
+    header.set_xyzt_units("mm")
+    header.set_zooms((*np.linalg.norm(affine[:3, :3], axis=0), *[1.0] * (len(shape) - 3)))
+    header.set_sform(affine, code="scanner")
+    header.set_qform(None, code=0)
+    header["scl_slope"], header["scl_inter"] = slope or 1.0, 0.0
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    ours = header_bytes(tuple(shape), np.dtype(dtype), affine, slope)
+    assert ours == header.binaryblock + bytes(4)
+    back = parse_header(ours)
+    assert (back[0], back[1], back[3]) == (tuple(shape), np.dtype(dtype), slope or 1.0)
+    np.testing.assert_array_equal(back[2], affine)
+
+
+def test_files_of_other_programs_are_read_by_nibabel(tmp_path):
+    """Big-endian, uncompressed, with an intercept: nothing that haemex writes."""
+    data = np.arange(24, dtype=">i2").reshape(4, 3, 2)
+    image = nibabel.Nifti1Image(data, np.diag([2.0, 2, 5, 1]), nibabel.Nifti1Header(endianness=">"))
+    image.header.set_slope_inter(1.0, -1024.0)
+    image.to_filename(tmp_path / "a.nii")
+    array, affine = read_volume(tmp_path / "a.nii")
+    expected = np.asarray(nibabel.load(tmp_path / "a.nii").dataobj).transpose(2, 1, 0)
+    np.testing.assert_allclose(array, expected)
+    np.testing.assert_array_equal(affine, np.diag([2.0, 2, 5, 1]))
+
+
+def test_reading_an_own_file_does_not_start_nibabel(tmp_path):
+    write_volume(tmp_path / "a.nii.gz", np.ones((2, 3, 4), np.uint8), AFFINE)
+    code = (
+        "import sys; from haemex.nifti import read_volume; read_volume(sys.argv[1]); sys.exit('nibabel' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "a.nii.gz"], check=False).returncode == 0
