@@ -5,7 +5,6 @@ import math
 import numpy as np
 
 from haemex.markers import MARKERS
-from haemex.nifti import write_atomically
 from haemex.statistics import (
     expected_counts,
     format_p,
@@ -15,6 +14,7 @@ from haemex.statistics import (
     standardised_mean_difference,
     student_t,
 )
+from haemex.tables import write_table
 
 MEAN, MEDIAN, SHARE = "mean±SD", "median (IQR)", "n (%)"
 
@@ -96,10 +96,7 @@ def write_characteristics(rows, path):
     path : path-like
         One line per row of the table, columns as in `COLUMNS`; undefined numbers are empty.
     """
-    lines = [COLUMNS]
-    for row in characteristics(rows):
-        lines.append(["" if row[column] is None else str(row[column]) for column in COLUMNS])
-    write_atomically(path, "".join("\t".join(line) + "\n" for line in lines).encode())
+    write_table(path, characteristics(rows), COLUMNS)
 
 
 def _row(column, label, kind, texts, known, missing, method, p, smd, p_text):

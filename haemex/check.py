@@ -10,7 +10,7 @@ from pathlib import Path
 from haemex.dicom import HEAD_COVERAGE_MM, scan_geometry
 from haemex.errors import InputError
 from haemex.logs import Progress, announce
-from haemex.nifti import write_atomically
+from haemex.tables import write_table
 from haemex.volume import fit_mask
 
 COLUMNS = ("patient", "severity", "file", "problem", "action")
@@ -83,9 +83,7 @@ def write_problems(problems, path):
     path : path-like
         Written even if there is none: a header alone.
     """
-    lines = ["\t".join(COLUMNS)]
-    lines += ["\t".join(" ".join(str(problem[column]).split()) for column in COLUMNS) for problem in problems]
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
+    write_table(path, [{name: " ".join(text.split()) for name, text in one.items()} for one in problems], COLUMNS)
 
 
 def report_problems(problems):

@@ -1,6 +1,6 @@
 """The clinical data of the patients who entered: the cohort table and the cohort, joined."""
 
-from haemex.cohort import read_cohort, read_table
+from haemex.cohort import read_cohort, read_cohort_table
 from haemex.markers import bat_score
 
 
@@ -19,7 +19,7 @@ def clinical_rows(table_path, cohort_path):
     list of dict
         Every column of both, and `bat_score` (points, None where a part of it is missing).
     """
-    clinical = {row["patient"]: row for row in read_table(table_path)}
+    clinical = {row["patient"]: row for row in read_cohort_table(table_path)}
     rows = [{**clinical[member["patient"]], **member} for member in read_cohort(cohort_path)]
     for row in rows:
         row["bat_score"] = bat_score(row["blend"], row["hypodensity"], row["onset_to_ct_h"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from haemex.errors import InputError
 from haemex.nifti import write_atomically
 from haemex.settings import load_schema, nearest
+from haemex.tables import read_table, write_table
 
 TABLE_SCHEMA = Path(__file__).resolve().parents[1] / "config" / "cohort.schema.yaml"
 
@@ -33,7 +34,7 @@ ELIGIBILITY_COLUMNS = (
 COHORT_COLUMNS = ("patient", "cohort", "fold", "expansion", "baseline_ml", "followup_ml", "pixel_digest")
 
 
-def read_table(path, schema_path=TABLE_SCHEMA):
+def read_cohort_table(path, schema_path=TABLE_SCHEMA):
     """Read the cohort table under its closed schema.
 
     Parameters
@@ -132,7 +133,7 @@ def ineligibility(row, settings):
     Parameters
     ----------
     row : dict
-        A row of `read_table`.
+        A row of `read_cohort_table`.
     settings : dict
         Section `eligibility`: `min_age_years` (years), `max_onset_to_ct_h` (h), `followup_h` [lower, upper] (h).
 
@@ -275,7 +276,7 @@ def build_cohort(
     """
     from haemex.folds import stratified_folds
 
-    rows = read_table(table_path)
+    rows = read_cohort_table(table_path)
     measured = {m["patient"]: m for m in (json.loads(Path(path).read_text()) for path in measure_paths)}
     refuse_doubled_scans(measured.values())
     reasons = {row["patient"]: ineligibility(row, eligibility) for row in rows}
@@ -289,10 +290,10 @@ def build_cohort(
                 {
                     "patient": row["patient"],
                     "cohort": cohort,
-                    "fold": "",
+                    "fold": None,
                     "expansion": int(is_expansion(*pair, **expansion)),
-                    "baseline_ml": repr(pair[0]),
-                    "followup_ml": repr(pair[1]),
+                    "baseline_ml": pair[0],
+                    "followup_ml": pair[1],
                     "pixel_digest": volumes["pixel_digest"]["baseline"],
                 }
             )
@@ -307,12 +308,12 @@ def build_cohort(
     training = {member["patient"]: member["expansion"] for member in members if member["cohort"] == "train"}
     fold_of = stratified_folds(training, folds, seed)
     for member in members:
-        member["fold"] = fold_of.get(member["patient"], "")
-    volumes = [(float(member["baseline_ml"]), float(member["followup_ml"])) for member in members]
+        member["fold"] = fold_of.get(member["patient"])
+    volumes = [(member["baseline_ml"], member["followup_ml"]) for member in members]
     flips = label_flips(volumes, expansion)
     write_atomically(flow_out, (json.dumps(flow(rows, reasons, members), indent=1, sort_keys=True) + "\n").encode())
-    write_atomically(flips_out, _tsv(flips, tuple(flips[0])))
-    write_atomically(cohort_out, _tsv(members, COHORT_COLUMNS))
+    write_table(flips_out, flips)
+    write_table(cohort_out, members, COHORT_COLUMNS)
 
 
 def flow(rows, reasons, members):
@@ -382,15 +383,4 @@ def read_cohort(path):
     list of dict
         patient, cohort, fold (int or None), expansion (int), baseline_ml, followup_ml (mL), pixel_digest.
     """
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    for row in rows:
-        row["fold"] = int(row["fold"]) if row["fold"] else None
-        row["expansion"] = int(row["expansion"])
-        row["baseline_ml"], row["followup_ml"] = float(row["baseline_ml"]), float(row["followup_ml"])
-    return rows
-
-
-def _tsv(rows, columns):
-    lines = ["\t".join(columns)] + ["\t".join(str(row[name]) for name in columns) for row in rows]
-    return ("\n".join(lines) + "\n").encode()
+    return read_table(path)

@@ -5,8 +5,6 @@ calibration come from the training cohort; this module recomputes them from the 
 study in which they do not agree (paper, Evaluation of the models; Table 2).
 """
 
-import csv
-import io
 import json
 import math
 from pathlib import Path
@@ -32,6 +30,7 @@ from haemex.statistics import (
     wilson_interval,
     youden_threshold,
 )
+from haemex.tables import read_table, write_table
 
 EVALUATION_FILES = (
     "table2.tsv",
@@ -60,73 +59,6 @@ MEASURES = (
 
 
 # --- files -------------------------------------------------------------------------------------------------------
-
-
-def read_table(path, as_text=False):
-    """Read a table that a stage wrote.
-
-    Parameters
-    ----------
-    path : path-like
-        Tab-separated with a header.
-    as_text : bool
-        Leave every cell as it stands, e.g. "0.800".
-
-    Returns
-    -------
-    list of dict
-        One per line; a cell that reads as a number is int or float, an empty cell None. The columns `patient`, `copy`
-        and `candidate` stay text, so that patient 007 is not patient 7.
-    """
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    return [
-        {
-            name: (text or None) if as_text or name in ("patient", "copy", "candidate") else _typed(text)
-            for name, text in row.items()
-        }
-        for row in rows
-    ]
-
-
-def _typed(text):
-    if text == "" or text is None:
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def write_table(path, rows, columns=None):
-    """Write dicts as a tab-separated table: floats in full precision, None and NaN as an empty cell.
-
-    Parameters
-    ----------
-    path : path-like
-        Where to; written whole or not at all.
-    rows : list of dict
-        One per line.
-    columns : sequence of str, optional
-        Header; by default the keys of the first row.
-    """
-    columns = list(columns or rows[0])
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow([_cell(row[name]) for name in columns])
-    write_atomically(path, text.getvalue().encode())
-
-
-def _cell(value):
-    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
-        return ""
-    if isinstance(value, bool | np.bool_ | np.integer):
-        return str(int(value))
-    return repr(float(value)) if isinstance(value, float | np.floating) else str(value)
 
 
 # --- the stage ---------------------------------------------------------------------------------------------------

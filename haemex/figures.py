@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from haemex.evaluation import read_table
 from haemex.nifti import read_volume, write_atomically
+from haemex.tables import read_table
 
 FIGURES = (
     "flow",

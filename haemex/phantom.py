@@ -9,7 +9,6 @@ are computed on a coarse in-plane grid and interpolated; fine random textures ar
 planes of a scan, tilted or not, are matrix products. Each slice is the mean of thinner sub-slices (partial volume).
 """
 
-import csv
 import io
 import math
 from datetime import date, timedelta
@@ -22,6 +21,7 @@ import numpy as np
 
 from haemex.errors import InputError
 from haemex.nifti import write_atomically, write_volume
+from haemex.tables import read_table, table_bytes
 
 # Table 1 of the paper, training and testing dataset: fraction present, mean and SD, or median-like centre and spread.
 TABLE_1 = {
@@ -481,8 +481,7 @@ def reachable_auc(truth_path, patients):
     float
         `best_reachable_auc` of these patients.
     """
-    with Path(truth_path).open(encoding="utf-8", newline="") as file:
-        visible = {row["patient"]: float(row["p_visible"]) for row in csv.DictReader(file, delimiter="\t")}
+    visible = {row["patient"]: row["p_visible"] for row in read_table(truth_path)}
     return best_reachable_auc([visible[patient] for patient in patients])
 
 
@@ -516,9 +515,7 @@ def write_truth(patients, path):
 
 
 def _write_table(rows, columns, path):
-    lines = ["\t".join(columns)]
-    lines += ["\t".join("" if row.get(name) is None else str(row[name]) for name in columns) for row in rows]
-    content = ("\n".join(lines) + "\n").encode()
+    content = table_bytes([{name: row.get(name) for name in columns} for row in rows], columns)
     path = Path(path)
     if not path.exists() or path.read_bytes() != content:
         path.parent.mkdir(parents=True, exist_ok=True)

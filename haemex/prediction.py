@@ -18,6 +18,7 @@ from haemex.logs import Progress, announce
 from haemex.network import TwoOutputUNet, computing, device_name, place, predict_scan, probability
 from haemex.nifti import read_volume, write_atomically, write_volume
 from haemex.segmentation_metrics import volume_ml
+from haemex.tables import write_table
 
 FORMAT = 1
 COLUMNS = ("patient", "cohort", "probability", "logit", "calibrated_probability", "positive", "predicted_ml")
@@ -200,8 +201,7 @@ def predict_patients(*, bundle_folder, patients, preprocessing, threads, predict
                 }
             )
             progress.step(done)
-    lines = ["\t".join(COLUMNS), *("\t".join(str(row[column]) for column in COLUMNS) for row in rows)]
-    write_atomically(predictions_path, ("\n".join(lines) + "\n").encode())
+    write_table(predictions_path, rows, COLUMNS)
 
 
 def refuse_other_preprocessing(trained_with, present, file):

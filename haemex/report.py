@@ -12,12 +12,12 @@ import math
 import platform
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from haemex.evaluation import read_table
 from haemex.figures import FIGURES
 from haemex.markers import MARKERS
 from haemex.nifti import write_atomically
 from haemex.settings import candidate_settings, load_schema
 from haemex.statistics import format_p, round_half_up
+from haemex.tables import read_table
 
 # Settings that say nothing about the protocol: names, seeds, how fast it runs, how many pictures are drawn.
 NO_PROTOCOL = (

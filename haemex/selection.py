@@ -1,6 +1,5 @@
 """Choose hyperparameters and lock the operating point, from out-of-fold predictions of the training cohort only."""
 
-import csv
 import json
 import math
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from haemex.errors import InputError
 from haemex.nifti import write_atomically
 from haemex.statistics import calibration_fit, delong_auc, sensitivity_threshold, youden_threshold
+from haemex.tables import read_table, write_table
 
 CRITERIA = {"auc": "auc", "dice": "dice_median"}
 OPERATING_POINTS = ("youden", "sensitivity")
@@ -65,7 +65,7 @@ def select(
         raise InputError(f"select.criterion is {criterion!r}", f"give one of {', '.join(CRITERIA)}")
     if operating_point not in OPERATING_POINTS:
         raise InputError(f"select.operating_point is {operating_point!r}", f"give one of {', '.join(OPERATING_POINTS)}")
-    cohort = {row["patient"]: row for row in read_table(cohort_path) if row["cohort"] == "train"}
+    cohort = {row["patient"]: row for row in read_table(cohort_path, as_text=True) if row["cohort"] == "train"}
     expansions = sum(row["expansion"] == "1" for row in cohort.values())
     if not 0 < expansions < len(cohort):
         raise InputError(
@@ -116,26 +116,10 @@ def select(
         "calibration": {"intercept": intercept, "slope": slope},
         "alarms": alarms,
     }
-    _write_table(predictions_path, PREDICTION_COLUMNS, pooled[chosen])
-    _write_table(candidates_path, CANDIDATE_COLUMNS, table)
+    write_table(predictions_path, pooled[chosen], PREDICTION_COLUMNS)
+    write_table(candidates_path, table, CANDIDATE_COLUMNS)
     content = json.dumps(decision, indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_atomically(selected_path, content.encode())
-
-
-def read_table(path):
-    """Read a TSV table as text.
-
-    Parameters
-    ----------
-    path : path-like
-
-    Returns
-    -------
-    list of dict of str to str
-        One per row, by column.
-    """
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t"))
 
 
 def _out_of_fold(candidate, cohort, folder):
@@ -145,7 +129,7 @@ def _out_of_fold(candidate, cohort, folder):
         held_out = {name for name, patient in cohort.items() if int(patient["fold"]) == fold}
         roles_path = folder / f"fold{fold}" / "roles.tsv"
         predictions_path = folder / f"fold{fold}" / "predictions.tsv"
-        roles = read_table(roles_path)
+        roles = read_table(roles_path, as_text=True)
         trained = {row["patient"] for row in roles if row["role"] == "train"}
         validated = [row["patient"] for row in roles if row["role"] == "validation"]
         _refuse_unless(
@@ -168,7 +152,7 @@ def _out_of_fold(candidate, cohort, folder):
             "an augmented copy is used for validation",
             roles_path,
         )
-        predictions = read_table(predictions_path)
+        predictions = read_table(predictions_path, as_text=True)
         _refuse_unless(
             sorted(row["patient"] for row in predictions) == sorted(held_out),
             f"{len(predictions)} predictions, not one for each of the {len(held_out)} patients of fold {fold}",
@@ -203,9 +187,3 @@ def _score(rows):
         "dice_median": float(np.median(dice)),
         "dice_mean": float(np.mean(dice)),
     }
-
-
-def _write_table(path, columns, rows):
-    lines = ["\t".join(columns)]
-    lines += ["\t".join("" if row[column] is None else str(row[column]) for column in columns) for row in rows]
-    write_atomically(path, ("\n".join(lines) + "\n").encode())

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from haemex.cohort import ELIGIBILITY_COLUMNS, ineligibility, read_table, split
+from haemex.cohort import ELIGIBILITY_COLUMNS, ineligibility, read_cohort_table, split
 from haemex.errors import InputError
 from haemex.settings import candidate_names, candidate_settings, check_config
 
@@ -52,7 +52,7 @@ class Study:
                 "or run `make demo` to see the whole study on synthetic patients",
                 self.table,
             )
-        self.rows = {row["patient"]: row for row in read_table(self.table)}
+        self.rows = {row["patient"]: row for row in read_cohort_table(self.table)}
         cohort_of = {
             patient: split(row["admission_date"], config["cohorts"])
             for patient, row in self.rows.items()

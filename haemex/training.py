@@ -23,6 +23,7 @@ from haemex.losses import expansion_loss, training_loss
 from haemex.network import computing, device_name, initial_network, place, predict_scan, probability
 from haemex.nifti import write_atomically
 from haemex.segmentation_metrics import dice, volume_ml
+from haemex.tables import write_table
 
 HISTORY_COLUMNS = ("epoch", "learning_rate", "train_loss", "train_dice_loss", "train_bce", "val_dice_median", "val_bce")
 PREDICTION_COLUMNS = ("patient", "probability", "logit", "dice", "predicted_ml")
@@ -267,15 +268,15 @@ def train_network(
         if validation:
             predictions = _validate(model, validation, scan_folder, device)
             _add_validation(history[-1], predictions, labels)
-            write_table(predictions_path, PREDICTION_COLUMNS, predictions)
+            write_table(predictions_path, predictions, PREDICTION_COLUMNS)
         write_atomically(weights_path, safetensors.torch.save(_tensors(model)))
     write_table(
         roles_path,
-        ROLE_COLUMNS,
         [{"patient": patient, "copy": copy, "role": "train"} for patient, copy in copies.index]
         + [{"patient": patient, "copy": "scan", "role": "validation"} for patient in validation],
+        ROLE_COLUMNS,
     )
-    write_table(history_path, HISTORY_COLUMNS, history)
+    write_table(history_path, history, HISTORY_COLUMNS)
     Path(checkpoint_path).unlink(missing_ok=True)
 
 
@@ -293,20 +294,6 @@ def settings_digest(settings):
         64 hexadecimal digits.
     """
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def write_table(path, columns, rows):
-    """Write a TSV table, whole or not at all; floats in full, missing values empty.
-
-    Parameters
-    ----------
-    path : path-like
-    columns : sequence of str
-    rows : sequence of dict
-    """
-    lines = ["\t".join(columns)]
-    lines += ["\t".join("" if row[column] is None else str(row[column]) for column in columns) for row in rows]
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
 def _train_epoch(model, optimiser, batches, *, slope, labels, learning_rate, loss_weights, device, epoch, progress):

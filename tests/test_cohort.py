@@ -13,7 +13,7 @@ from haemex.cohort import (
     is_expansion,
     label_flips,
     read_cohort,
-    read_table,
+    read_cohort_table,
     refuse_doubled_scans,
     split,
 )
@@ -64,7 +64,7 @@ def row(**changes):
 
 def test_cells_have_types_and_empty_is_missing(tmp_path):
     table = write_table(tmp_path / "t.tsv", {"age_years": ""}, {"patient": "P2", "nihss": "7"}, columns=["nihss"])
-    first, second = read_table(table)
+    first, second = read_cohort_table(table)
     assert first["admission_date"] == datetime.date(2015, 3, 1)
     assert first["age_years"] is None and second["age_years"] == 61.5
     assert first["poor_image_quality"] is False and first["nihss"] is None and second["nihss"] == 7
@@ -74,7 +74,7 @@ def test_cells_have_types_and_empty_is_missing(tmp_path):
 def test_a_table_from_a_spreadsheet_with_byte_order_mark_and_windows_lines(tmp_path):
     table = write_table(tmp_path / "t.tsv", {})
     table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes().replace(b"\n", b"\r\n"))
-    assert read_table(table)[0]["patient"] == "P1"
+    assert read_cohort_table(table)[0]["patient"] == "P1"
 
 
 @pytest.mark.parametrize(
@@ -92,22 +92,22 @@ def test_a_table_from_a_spreadsheet_with_byte_order_mark_and_windows_lines(tmp_p
 )
 def test_impossible_cells_are_refused_by_line_and_column(tmp_path, change, words):
     with pytest.raises(InputError) as refusal:
-        read_table(write_table(tmp_path / "t.tsv", change))
+        read_cohort_table(write_table(tmp_path / "t.tsv", change))
     for word in [*words, "t.tsv"]:
         assert word in str(refusal.value)
 
 
 def test_unknown_missing_and_doubled_columns_and_patients(tmp_path):
     with pytest.raises(InputError, match=r"unknown column `hypertention` .did you mean `hypertension`"):
-        read_table(write_table(tmp_path / "t.tsv", {"hypertention": "1"}, columns=["hypertention"]))
+        read_cohort_table(write_table(tmp_path / "t.tsv", {"hypertention": "1"}, columns=["hypertention"]))
     text = write_table(tmp_path / "t.tsv", {}).read_text()
     (tmp_path / "t.tsv").write_text(text.replace("baseline_mask", "baseline_ct"))
     with pytest.raises(InputError, match="`baseline_mask` is missing; column `baseline_ct` stands twice"):
-        read_table(tmp_path / "t.tsv")
+        read_cohort_table(tmp_path / "t.tsv")
     with pytest.raises(InputError, match="patient P1 stands twice"):
-        read_table(write_table(tmp_path / "t.tsv", {}, {}))
+        read_cohort_table(write_table(tmp_path / "t.tsv", {}, {}))
     with pytest.raises(InputError, match="holds no patient"):
-        read_table(write_table(tmp_path / "t.tsv"))
+        read_cohort_table(write_table(tmp_path / "t.tsv"))
 
 
 @pytest.mark.parametrize(

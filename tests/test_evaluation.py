@@ -18,14 +18,13 @@ from haemex.evaluation import (
     calibration_summary,
     check_roles,
     evaluate_study,
-    read_table,
     score_patients,
     segmentation_summary,
     table_two,
-    write_table,
 )
 from haemex.markers import MARKERS
 from haemex.nifti import read_volume, write_volume
+from haemex.tables import read_table, write_table
 
 BASELINES = {
     "volume": {"intercept": -3.0, "coefficient": 0.1, "threshold": 0.5, "rule": "youden", "patients": 9},

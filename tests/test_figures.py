@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fabricated_study import fabricate
 
-from haemex.evaluation import evaluate_study, read_table
+from haemex.evaluation import evaluate_study
 from haemex.figures import (
     FIGURES,
     calibration_groups,
@@ -22,6 +22,7 @@ from haemex.figures import (
     save,
 )
 from haemex.nifti import write_volume
+from haemex.tables import read_table
 
 
 @pytest.fixture(scope="module")

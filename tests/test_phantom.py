@@ -12,7 +12,7 @@ import SimpleITK
 from scipy import ndimage
 
 from haemex import phantom
-from haemex.cohort import ineligibility, read_table
+from haemex.cohort import ineligibility, read_cohort_table
 from haemex.errors import InputError
 from haemex.nifti import read_volume
 from haemex.phantom import best_reachable_auc, draw_patients, implant, make_patient, write_cohort_table, write_truth
@@ -54,7 +54,7 @@ def test_every_cohort_has_patients_with_and_without_expansion(settings, seed):
 def test_only_the_eligible_patients_pass_the_studys_criteria(tmp_path):
     patients = draw_patients(PAPER, 3)
     write_cohort_table(patients, tmp_path / "cohort.tsv", "results/phantom")
-    rows = {row["patient"]: row for row in read_table(tmp_path / "cohort.tsv")}
+    rows = {row["patient"]: row for row in read_cohort_table(tmp_path / "cohort.tsv")}
     assert list(rows) == sorted(rows)
     assert len(rows) == 189 + 77 + 7 * 2
     ineligible = {}
