@@ -272,12 +272,19 @@ def build_cohort(
     Raises
     ------
     InputError
-        The same scan stands under two patients; a cohort is empty or holds one class only.
+        A follow-up volume is missing; the same scan stands under two patients; a cohort is empty or holds one class only.
     """
     from haemex.folds import stratified_folds
 
     rows = read_cohort_table(table_path)
     measured = {m["patient"]: m for m in (json.loads(Path(path).read_text()) for path in measure_paths)}
+    without = sorted(patient for patient, volumes in measured.items() if volumes["followup_ml"] is None)
+    if without:
+        raise InputError(
+            f"no follow-up volume is known of {', '.join(without)}",
+            "give `followup_mask` with `followup_ct`, or `followup_volume_ml`: without one there is no expansion label",
+            table_path,
+        )
     refuse_doubled_scans(measured.values())
     reasons = {row["patient"]: ineligibility(row, eligibility) for row in rows}
     members = []

@@ -713,6 +713,8 @@ def convert_scan(source, nifti_out, json_out, slice_thickness_mm):
     InputError
         The scan cannot be used; see `find_series`, `plan_series`, `read_hu`, `read_nifti_scan`.
     """
+    if not str(source):  # "" would be the folder one stands in
+        raise InputError("the cohort table names no scan", "fill in the cell of this patient's CT")
     hu, description = read_nifti_scan(source) if is_nifti(source) else read_dicom_scan(source, slice_thickness_mm)
     description["pixel_digest"] = hashlib.sha256(hu.astype("<i2", copy=False).tobytes()).hexdigest()
     geometry = description["geometry"]

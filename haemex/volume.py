@@ -227,6 +227,8 @@ def measure_patient(
         A mask does not fit, see `fit_mask`; baseline and follow-up are the same scan; mask and volume are both given,
         or the mask without its CT; the volume is impossible.
     """
+    if baseline_mask is None:
+        raise InputError("the cohort table names no baseline mask", "fill in `baseline_mask` of this patient")
     baseline = _read_json(baseline_json)
     geometry = baseline["geometry"]
     mask, acquired = fit_mask(baseline_mask, geometry)

@@ -267,6 +267,11 @@ def test_one_person_under_two_patients_is_refused_before_any_training(tmp_path):
     assert not (tmp_path / "c.tsv").exists()
 
 
+def test_missing_followup_volumes_are_named_together(tmp_path):
+    with pytest.raises(InputError, match="no follow-up volume is known of A2, B0"):
+        build(tmp_path, CHANGES, {**VOLUMES, "A2": (30, None), "B0": (8, None)})
+
+
 def test_a_baseline_given_as_its_own_followup_is_refused():
     one = measured("A", 1, 2)
     one["pixel_digest"]["followup"] = one["pixel_digest"]["baseline"]

@@ -734,3 +734,11 @@ def test_real_series_whose_tilt_tag_has_the_other_sign(real, tmp_path):
     np.testing.assert_allclose(np.diff(geometry["acquired_positions_mm"]), 2.371, atol=1e-3)
     where = next(path.parent for path in folder.rglob("I10"))
     compare_places(where, affine, geometry, 1e-3)
+
+
+def test_an_empty_cell_is_not_the_folder_one_stands_in(tmp_path, write_series, monkeypatch):
+    write_series(tmp_path / "scan", origins=np.arange(24) * 5.0, stored=np.zeros((24, 8, 8), np.int16))
+    dicom.convert_scan(tmp_path / "scan", tmp_path / "a.nii.gz", tmp_path / "a.json", 5.0)
+    monkeypatch.chdir(tmp_path / "scan")
+    with pytest.raises(InputError, match="names no scan"):
+        dicom.convert_scan("", tmp_path / "a.nii.gz", tmp_path / "a.json", 5.0)

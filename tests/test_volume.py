@@ -262,6 +262,12 @@ def test_files_that_are_no_mask(tmp_path):
             volume.fit_mask(tmp_path / name, geometry_of(EVEN))
 
 
+def test_a_baseline_mask_is_needed(tmp_path):
+    with pytest.raises(InputError, match="names no baseline mask"):
+        measure(tmp_path, geometry_of(EVEN), None)
+    assert not (tmp_path / "out.json").exists()
+
+
 def test_followup_from_its_own_scan_or_from_the_table(tmp_path):
     geometry, later = geometry_of(EVEN), geometry_of(UNEVEN, 18.5)
     path = write_mask(tmp_path / "m.nii.gz", box(6), geometry["affine"])
