@@ -272,7 +272,7 @@ def build_cohort(
     Raises
     ------
     InputError
-        A follow-up volume is missing; the same scan stands under two patients; a cohort is empty or holds one class only.
+        A follow-up volume is missing; one scan stands under two patients; a cohort is empty or of one class only.
     """
     from haemex.folds import stratified_folds
 
