@@ -105,8 +105,9 @@ def report_problems(problems):
         announce(line) if one["severity"] == "error" else print(line)
     patients = {one["patient"] for one in problems if one["severity"] == "error"}
     if patients:
+        errors = sum(one["severity"] == "error" for one in problems)
         raise InputError(
-            f"{sum(one['severity'] == 'error' for one in problems)} errors in {len(patients)} patients",
+            f"{errors} error{'s' * (errors > 1)} in {len(patients)} patient{'s' * (len(patients) > 1)}",
             "Correct them, or take a patient out with `poor_image_quality` 1 in the cohort table",
         )
 

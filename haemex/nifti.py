@@ -71,6 +71,8 @@ def _read_foreign(path):
     """Read any NIfTI volume: array (..., z, y, x), affine, slope, intercept."""
     import nibabel
 
+    if not Path(path).is_file():
+        raise InputError("there is no such file", "check the path", path)
     try:
         image = nibabel.load(path)
         stored = np.asarray(image.dataobj.get_unscaled())

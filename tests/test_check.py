@@ -151,7 +151,7 @@ def test_errors_end_the_job_and_warnings_do_not(cohort, capsys):
     check.report_problems(check.check_cohort(cohort, ["P1", "P2"], 5.0))
     assert "warning, patient P1: missing: swirl" in capsys.readouterr().out
     cohort[0]["age_years"], cohort[0]["onset_to_ct_h"] = 200, -1
-    with pytest.raises(InputError, match="2 errors in 1 patients"):
+    with pytest.raises(InputError, match="2 errors in 1 patient"):
         check.report_problems(check.check_cohort(cohort, ["P1", "P2"], 5.0))
 
 
