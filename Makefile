@@ -13,6 +13,7 @@ setup: .venv/ready
 PIP := $(BIN)/pip --disable-pip-version-check -qq
 LOCKED := install --compile --no-deps --require-hashes
 .venv/ready: requirements.lock requirements-cuda.lock pyproject.toml
+	@command -v $(PYTHON) > /dev/null || { echo "haemex needs Python 3.11; name it: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "haemex: setting up .venv, once, a few minutes"
 	@$(PYTHON) -m venv .venv
 	@echo "  1/3 torch"

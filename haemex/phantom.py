@@ -70,7 +70,7 @@ PREVALENCE = 74 / 266  # of expansion, paper, Results
 
 # How the two readers agreed (paper, Methods), and how closely a sign follows what the image shows:
 # ASSUME: weights of the latent heterogeneity and margin irregularity are chosen, no source reports them.
-MARKERS = {
+SIGNS = {
     "hypodensity": {"kappa": 0.886, "heterogeneity": 0.6, "irregularity": 0.0},
     "black_hole": {"kappa": 0.906, "heterogeneity": 0.5, "irregularity": 0.0},
     "swirl": {"kappa": 0.848, "heterogeneity": 0.65, "irregularity": 0.0},
@@ -124,8 +124,8 @@ COLUMNS = (
     "anticoagulation",
     "nihss",
     "intraventricular_haemorrhage",
-    *MARKERS,
-    *(f"{marker}_rater2" for marker in MARKERS),
+    *SIGNS,
+    *(f"{marker}_rater2" for marker in SIGNS),
     "baseline_mask_rater2",
 )
 
@@ -266,13 +266,13 @@ def _draw_group(cohort, n, seed, balanced=True):
     site = _draw_sites(rng, n)
 
     signs = {}
-    for marker, weight in MARKERS.items():
+    for marker, weight in SIGNS.items():
         rest = math.sqrt(1 - weight["heterogeneity"] ** 2 - weight["irregularity"] ** 2)
         score = weight["heterogeneity"] * heterogeneity + weight["irregularity"] * irregularity + rest * normal()
         if marker == "black_hole":  # a black hole is a hypodensity
             score = np.where(signs["hypodensity"] == 1, score, -np.inf)
         signs[marker] = _top(score, table[marker])
-    second = {marker: _second_reading(signs[marker], MARKERS[marker]["kappa"], rng) for marker in MARKERS}
+    second = {marker: _second_reading(signs[marker], SIGNS[marker]["kappa"], rng) for marker in SIGNS}
 
     deep = np.isin(site, DEEP)
     history = {name: _top(normal(), table[name]) for name in ("hypertension", "diabetes", "prestroke")}
@@ -843,7 +843,7 @@ def _draw_lesion(patient, head, seed):
         "density_field": _waves(rng, 9.0, 40),
         "swirl_field": _waves(rng, max(1.6 * radius, 14.0), 24),
         "direction": direction,
-        "signs": {marker for marker in MARKERS if row[marker]},
+        "signs": {marker for marker in SIGNS if row[marker]},
         "ventricular_blood": row["intraventricular_haemorrhage"],
         "blood_level_mm": rng.uniform(10.0, 34.0),
     }

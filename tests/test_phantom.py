@@ -104,11 +104,11 @@ def test_marginals_are_those_of_table_1():
 
 def test_readers_agree_as_in_the_paper():
     patients = eligible(draw_patients(PAPER, 4))
-    for marker in phantom.MARKERS:
+    for marker in phantom.SIGNS:
         first, second = np.array([[p["row"][marker], p["row"][f"{marker}_rater2"]] for p in patients]).T
         observed = (first == second).mean()
         by_chance = first.mean() * second.mean() + (1 - first.mean()) * (1 - second.mean())
-        assert (observed - by_chance) / (1 - by_chance) == pytest.approx(phantom.MARKERS[marker]["kappa"], abs=0.07)
+        assert (observed - by_chance) / (1 - by_chance) == pytest.approx(phantom.SIGNS[marker]["kappa"], abs=0.07)
 
 
 def test_labels_follow_their_probabilities():
