@@ -26,24 +26,10 @@ wildcard_constraints:
     fold=r"\d+",
 
 
-if "phantom" in config:
+STAGES = "check convert measure cohort skullstrip resample augment train select final predict evaluate report".split()
+for stage in ["phantom"] * ("phantom" in config) + STAGES:
 
-    include: "workflow/rules/phantom.smk"
-
-
-include: "workflow/rules/check.smk"
-include: "workflow/rules/convert.smk"
-include: "workflow/rules/measure.smk"
-include: "workflow/rules/cohort.smk"
-include: "workflow/rules/skullstrip.smk"
-include: "workflow/rules/resample.smk"
-include: "workflow/rules/augment.smk"
-include: "workflow/rules/train.smk"
-include: "workflow/rules/select.smk"
-include: "workflow/rules/final.smk"
-include: "workflow/rules/predict.smk"
-include: "workflow/rules/evaluate.smk"
-include: "workflow/rules/report.smk"
+    include: f"workflow/rules/{stage}.smk"
 
 
 rule all:

@@ -1,6 +1,5 @@
 """Refuse leaks, evaluate the locked model on the test cohort, draw the figures."""
 
-import json
 from pathlib import Path
 
 from haemex.clinical import clinical_rows
@@ -31,13 +30,11 @@ if __name__ == "__main__":
             min_sensitivity=snakemake.params.min_sensitivity,
             **folders,
         )
-        candidate = json.loads(Path(snakemake.input.selected).read_text())["candidate"]
-        chosen = [path for path in snakemake.input.histories if Path(path).parents[1].name == candidate]
         draw_figures(
             flow_path=snakemake.input.flow,
             evaluate_folder=out_folder,
             out_of_fold_path=snakemake.input.out_of_fold,
-            histories=[*chosen, snakemake.input.final_history],
+            histories=[*snakemake.input.histories, snakemake.input.final_history],
             out_folder=out_folder,
             overlays=snakemake.params.overlays,
             **folders,
