@@ -199,7 +199,7 @@ def test_no_deviation_is_said_too(write, paper):
 def test_deviations_of_the_demo_and_of_the_chosen_candidate(demo, paper):
     schema = load_schema(ROOT / "config/config.schema.yaml")
     rows = {row["key"]: row for row in compare_protocols(demo, paper, schema)}
-    assert rows["resample.matrix"]["paper"] == [256, 256, 32] and rows["resample.matrix"]["here"] == [40, 40, 20]
+    assert rows["resample.matrix"]["paper"] == [256, 256, 32] and rows["resample.matrix"]["here"] == [32, 32, 20]
     assert "voxels" in rows["resample.matrix"]["meaning"]
     assert rows["training.epochs"]["here"] == demo["training"]["epochs"]
     assert "rate_3e-4" in rows["candidates"]["paper"] and "rate_3e-4" not in rows["candidates"]["here"]
