@@ -73,7 +73,6 @@ def draw_figures(
     convert_folder,
     measure_folder,
     predict_folder,
-    out_folder,
     overlays,
 ):
     """Draw every figure of `FIGURES` as `<name>.png` and `<name>.svg`.
@@ -83,7 +82,8 @@ def draw_figures(
     flow_path : path-like
         `cohort/flow.json`.
     evaluate_folder : path-like
-        Holds `scores.tsv`, `table2.tsv`, `dice.tsv` and `summary.json` of `haemex.evaluation.evaluate_study`.
+        Holds `scores.tsv`, `table2.tsv`, `dice.tsv` and `summary.json` of `haemex.evaluation.evaluate_study`; gets the
+        figures.
     out_of_fold_path : path-like
         `select/predictions.tsv`.
     histories : list of path-like
@@ -92,8 +92,6 @@ def draw_figures(
     convert_folder, measure_folder, predict_folder : path-like
         Hold `{patient}_baseline.nii.gz` (HU), `{patient}_haematoma.nii.gz` (manual) and `{patient}_haematoma.nii.gz`
         (network) on one native grid, of the test cohort at least; only the patients drawn are read.
-    out_folder : path-like
-        Folder of the figures.
     overlays : int
         Patients drawn in Figure 3.
     """
@@ -102,7 +100,6 @@ def draw_figures(
     scores, table2, dice = (read_table(Path(evaluate_folder) / f"{name}.tsv") for name in ("scores", "table2", "dice"))
     summary = json.loads((Path(evaluate_folder) / "summary.json").read_text(encoding="utf-8"))
     test = [row for row in dice if row["cohort"] == "test"]
-    Path(out_folder).mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         drawn = {
             "flow": draw_flow(json.loads(Path(flow_path).read_text())),
@@ -133,7 +130,7 @@ def draw_figures(
             "calibration": draw_calibration(scores, summary),
         }
         for name in FIGURES:
-            save(drawn[name], Path(out_folder) / name)
+            save(drawn[name], Path(evaluate_folder) / name)
 
 
 def save(figure, stem):

@@ -15,6 +15,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from haemex.dicom import even_mask, is_nifti
 from haemex.errors import InputError
 from haemex.nifti import read_volume, write_atomically, write_volume
+from haemex.segmentation_metrics import dice
 
 # ASSUME: squaring a tilted affine, and taking uneven slices for even, moves the centre by less than 35 mm.
 MAX_CENTRE_SHIFT_MM = 50.0
@@ -177,12 +178,6 @@ def mask_volume_ml(mask, geometry, acquired):
         return float(np.count_nonzero(mask) * geometry["voxel_volume_ml"])
     pixels = np.count_nonzero(mask, axis=(1, 2))
     return float(pixels @ np.array(geometry["slice_extent_mm"]) * geometry["area_mm2"] / 1000.0)
-
-
-def dice(first, second):
-    """Dice coefficient of two masks on one grid; 1 if both are empty, 0 if one is."""
-    total = np.count_nonzero(first) + np.count_nonzero(second)
-    return 1.0 if total == 0 else float(2 * np.count_nonzero(first & second) / total)
 
 
 def measure_patient(

@@ -417,7 +417,6 @@ def fabricate(folder, matrix=48, slices=12, signal=1.5, seed=10):
             "convert_folder": R / "convert",
             "measure_folder": R / "measure",
             "predict_folder": R / "predict",
-            "out_folder": R / "evaluate",
             "overlays": 6,
         },
     )

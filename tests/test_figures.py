@@ -1,5 +1,7 @@
 """Figures: what is drawn where, and the same bytes every time."""
 
+import shutil
+
 import numpy as np
 import pytest
 from fabricated_study import fabricate
@@ -54,8 +56,12 @@ def test_every_figure_as_png_and_svg(finished):
 
 
 def test_same_bytes_again_without_date_or_path(finished, tmp_path):
-    draw_figures(**{**finished.figures, "out_folder": tmp_path})
-    for path in sorted(tmp_path.iterdir()):
+    for table in [*(finished.R / "evaluate").glob("*.tsv"), finished.R / "evaluate/summary.json"]:
+        shutil.copy(table, tmp_path)
+    draw_figures(**{**finished.figures, "evaluate_folder": tmp_path})
+    drawn = sorted(path for path in tmp_path.iterdir() if path.suffix in (".png", ".svg"))
+    assert len(drawn) == 2 * len(FIGURES)
+    for path in drawn:
         again = path.read_bytes()
         assert again == (finished.R / "evaluate" / path.name).read_bytes(), path.name
         assert b"<dc:date>" not in again and str(finished.R).encode() not in again

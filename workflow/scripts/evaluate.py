@@ -35,7 +35,6 @@ if __name__ == "__main__":
             evaluate_folder=out_folder,
             out_of_fold_path=snakemake.input.out_of_fold,
             histories=[*snakemake.input.histories, snakemake.input.final_history],
-            out_folder=out_folder,
             overlays=snakemake.params.overlays,
             **folders,
         )
