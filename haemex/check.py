@@ -7,9 +7,10 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from haemex.dicom import HEAD_COVERAGE_MM, scan_geometry
+from haemex.convert import scan_geometry
 from haemex.errors import InputError
 from haemex.logs import Progress, announce
+from haemex.series import HEAD_COVERAGE_MM
 from haemex.tables import write_table
 from haemex.volume import fit_mask
 
@@ -57,7 +58,7 @@ def check_cohort(rows, patients, slice_thickness_mm):
     patients : list of str
         The codes of all patients of the table.
     slice_thickness_mm : float
-        As for `haemex.dicom.find_series`, mm.
+        As for `haemex.series.find_series`, mm.
 
     Returns
     -------

@@ -188,3 +188,8 @@ def write_atomically(path, content):
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_nifti(source):
+    """Whether a source is a NIfTI file, by its name."""
+    return str(source).endswith((".nii", ".nii.gz"))

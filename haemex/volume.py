@@ -12,9 +12,9 @@ import nibabel
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
-from haemex.dicom import even_mask, is_nifti
 from haemex.errors import InputError
-from haemex.nifti import read_volume, write_atomically, write_volume
+from haemex.geometry import even_mask
+from haemex.nifti import is_nifti, read_volume, write_atomically, write_volume
 from haemex.segmentation_metrics import dice
 
 # ASSUME: squaring a tilted affine, and taking uneven slices for even, moves the centre by less than 35 mm.
@@ -65,7 +65,7 @@ def fit_mask(path, geometry, empty_allowed=False):
     path : path-like
         See `read_mask`.
     geometry : dict
-        Of the CT, see `haemex.dicom.stack_geometry`.
+        Of the CT, see `haemex.geometry.stack_geometry`.
     empty_allowed : bool
         Accept a mask in which nothing is drawn.
 
@@ -165,7 +165,7 @@ def mask_volume_ml(mask, geometry, acquired):
     mask : numpy.ndarray, (z, y, x)
         0 or 1.
     geometry : dict
-        Of the CT, see `haemex.dicom.stack_geometry`.
+        Of the CT, see `haemex.geometry.stack_geometry`.
     acquired : bool
         The mask stands on the acquired slices; each then counts with its own extent.
 
@@ -201,7 +201,7 @@ def measure_patient(
     baseline_mask : path-like
         Haematoma on the baseline CT.
     baseline_json, baseline_nifti : path-like
-        The baseline CT, from `haemex.dicom.convert_scan`; of the volume only the header is read.
+        The baseline CT, from `haemex.convert.convert_scan`; of the volume only the header is read.
     followup_mask : path-like or None
         Haematoma on the follow-up CT.
     followup_json : path-like or None

@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 
-from haemex import dicom
+from haemex.convert import convert_scan
+from haemex.dicom import read_hu
 from haemex.errors import InputError
+from haemex.geometry import even_mask, stack_geometry
 from haemex.nifti import read_volume, write_volume
+from haemex.series import find_series, is_bone_kernel
 
 ROWS, COLUMNS = 4, 6
 HEIGHTS = [10.0, 15.0, 20.0, 25.0, 30.0, 35.0]
@@ -25,7 +28,7 @@ def stored(count, seed=0):
 
 def convert(source, tmp_path, name="scan", thickness=5.0):
     """Convert and read back: HU (z, y, x), affine, JSON."""
-    dicom.convert_scan(source, tmp_path / f"{name}.nii.gz", tmp_path / f"{name}.json", thickness)
+    convert_scan(source, tmp_path / f"{name}.nii.gz", tmp_path / f"{name}.json", thickness)
     return *read_volume(tmp_path / f"{name}.nii.gz"), json.loads((tmp_path / f"{name}.json").read_text())
 
 
@@ -275,7 +278,7 @@ def test_geometry_holds_for_any_stack(steps, tilt, turn):
     down = 0.4 * np.array([-np.sin(turn) * np.cos(tilt), np.cos(turn) * np.cos(tilt), np.sin(tilt)])
     heights = np.concatenate([[0], np.cumsum(steps)])
     origins = np.array([3.0, -5.0, 7.0]) + np.outer(heights, [0, 0, 1])
-    geometry = dicom.stack_geometry(origins, across, down, 10, 12, "x")
+    geometry = stack_geometry(origins, across, down, 10, 12, "x")
     affine = np.array(geometry["affine"])
     count = geometry["shape_xyz"][2]
     np.testing.assert_allclose(affine[:3] @ [0, 0, 0, 1], origins[0])
@@ -291,28 +294,28 @@ def test_geometry_holds_for_any_stack(steps, tilt, turn):
 
 
 def test_even_mask_by_hand():
-    geometry = dicom.stack_geometry(
+    geometry = stack_geometry(
         np.outer([0, 2, 4, 10.0], [0, 0, 1]), np.array([1.0, 0, 0]), np.array([0, 1.0, 0]), 1, 1, "x"
     )
     assert geometry["shape_xyz"] == [1, 1, 6]  # every 2 mm
     mask = np.array([0, 0, 1, 0]).reshape(4, 1, 1)
     # At 6 mm two thirds of the mask are left, at 8 mm one third.
-    assert dicom.even_mask(mask, geometry).ravel().tolist() == [0, 0, 1, 1, 0, 0]
-    assert dicom.even_mask(np.ones((4, 1, 1)), geometry).all()
-    assert not dicom.even_mask(np.zeros((4, 1, 1)), geometry).any()
+    assert even_mask(mask, geometry).ravel().tolist() == [0, 0, 1, 1, 0, 0]
+    assert even_mask(np.ones((4, 1, 1)), geometry).all()
+    assert not even_mask(np.zeros((4, 1, 1)), geometry).any()
 
 
 def test_even_mask_keeps_a_slice_that_falls_between():
     geometry = {"even": False, "acquired_positions_mm": [0, 4, 8, 9, 10, 14, 18.0], "shape_xyz": [1, 1, 5]}
     mask = np.array([0, 0, 0, 1, 0, 0, 0]).reshape(7, 1, 1)
-    assert dicom.even_mask(mask, geometry).ravel().tolist() == [0, 0, 1, 0, 0]
+    assert even_mask(mask, geometry).ravel().tolist() == [0, 0, 1, 0, 0]
     geometry["acquired_positions_mm"] = [0, 4, 8, 8.3, 9.3, 14, 18.0]  # even slices at 0, 4.5, 9, 13.5, 18
-    assert dicom.even_mask(mask, geometry).ravel().tolist() == [0, 0, 1, 0, 0]
+    assert even_mask(mask, geometry).ravel().tolist() == [0, 0, 1, 0, 0]
 
 
 def test_even_mask_of_even_slices_is_the_mask():
     geometry = {"even": True, "acquired_positions_mm": [0, 5.0, 10.0], "shape_xyz": [1, 1, 3]}
-    assert dicom.even_mask(np.array([1, 0, 1]).reshape(3, 1, 1), geometry).ravel().tolist() == [1, 0, 1]
+    assert even_mask(np.array([1, 0, 1]).reshape(3, 1, 1), geometry).ravel().tolist() == [1, 0, 1]
 
 
 # ---------------------------------------------------------------- pixels
@@ -397,7 +400,7 @@ def test_jpeg_lossless_gives_the_same_pixels(tmp_path, write_series):
 
 def test_sign_of_a_jpeg_2000_stream_that_contradicts_its_header():
     header = pydicom.dcmread(get_testdata_file("J2K_pixelrep_mismatch.dcm"), stop_before_pixels=True)
-    hu = dicom.read_hu(header)
+    hu = read_hu(header)
     assert (hu.min(), hu.max()) == (-1024, 1896)
 
 
@@ -467,7 +470,7 @@ def test_the_right_series_is_taken(tmp_path, write_series):
     )
     (folder / "notes.txt").write_text("not DICOM")
     (folder / "empty").write_bytes(b"")
-    taken, others = dicom.find_series(folder, 5.0)
+    taken, others = find_series(folder, 5.0)
     assert (taken.number, len(taken.headers), taken.kernel, taken.reason) == (4, 22, "Hr38f", "")
     assert {one.number: one.reason for one in others} == {
         1: "a scout",
@@ -487,7 +490,7 @@ def test_the_right_series_is_taken(tmp_path, write_series):
     _, _, description = convert(folder, tmp_path)
     assert description["series"]["taken"] == {"number": 4, "files": 22, "slice_thickness_mm": 5.0, "kernel": "Hr38f"}
     assert description["series"]["others"][1] == {"number": 2, "files": 22, "reason": "bone kernel"}
-    assert dicom.find_series(folder, 1.0)[0].number == 3
+    assert find_series(folder, 1.0)[0].number == 3
 
 
 def test_scout_inside_the_same_series(tmp_path, write_series):
@@ -499,25 +502,25 @@ def test_scout_inside_the_same_series(tmp_path, write_series):
         SeriesInstanceUID=pydicom.dcmread(folder / "000").SeriesInstanceUID,
         ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"],
     )
-    taken, others = dicom.find_series(folder, 5.0)
+    taken, others = find_series(folder, 5.0)
     assert (len(taken.headers), len(others), others[0].reason) == (22, 1, "a scout")
 
 
 def test_only_a_bone_kernel_is_better_than_nothing(tmp_path, write_series):
     folder = several(tmp_path, write_series, bone=(HEAD, {"ConvolutionKernel": "H70h"}))
-    assert dicom.find_series(folder, 5.0)[0].bone
+    assert find_series(folder, 5.0)[0].bone
 
 
 def test_a_soft_derived_series_goes_before_an_original_bone_kernel(tmp_path, write_series):
     soft = (HEAD, {"ImageType": ["DERIVED", "PRIMARY", "AXIAL"]})
     folder = several(tmp_path, write_series, bone=(HEAD, {"ConvolutionKernel": "H70h"}), soft=soft)
-    assert dicom.find_series(folder, 5.0)[0].number == 2
+    assert find_series(folder, 5.0)[0].number == 2
 
 
 def test_two_equal_series_are_refused_without_their_descriptions(tmp_path, write_series, identity):
     folder = several(tmp_path, write_series, one=(HEAD, {}), two=(HEAD, {}))
     with pytest.raises(InputError) as caught:
-        dicom.find_series(folder, 5.0)
+        find_series(folder, 5.0)
     assert "2 series fit equally well: series 1 (22 files, 5 mm); series 2 (22 files, 5 mm)" in str(caught.value)
     assert not any(word.lower() in caught.value.problem.lower() for word in identity)
 
@@ -528,7 +531,7 @@ def test_repeated_acquisition_in_one_series_is_refused(tmp_path, write_series):
         tmp_path / "a", np.tile(HEAD, 2), pixels, edit=lambda i, d: setattr(d, "AcquisitionNumber", 1 + i // 22)
     )
     with pytest.raises(InputError, match="2 series fit equally well"):
-        dicom.find_series(folder, 5.0)
+        find_series(folder, 5.0)
 
 
 @pytest.mark.parametrize(
@@ -544,17 +547,17 @@ def test_repeated_acquisition_in_one_series_is_refused(tmp_path, write_series):
 def test_no_series_fits(tmp_path, write_series, tags, heights, problem):
     folder = write_series(tmp_path / "a", heights, stored(len(heights)), **tags)
     with pytest.raises(InputError, match=problem):
-        dicom.find_series(folder, 5.0)
+        find_series(folder, 5.0)
 
 
 def test_folders_that_are_none(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
-        dicom.find_series(tmp_path / "absent", 5.0)
+        find_series(tmp_path / "absent", 5.0)
     with pytest.raises(InputError, match="no DICOM image"):
-        dicom.find_series(tmp_path, 5.0)
+        find_series(tmp_path, 5.0)
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="single file"):
-        dicom.find_series(tmp_path / "file", 5.0)
+        find_series(tmp_path / "file", 5.0)
 
 
 def test_linked_folders_are_read_once(tmp_path, write_series):
@@ -563,7 +566,7 @@ def test_linked_folders_are_read_once(tmp_path, write_series):
     (tmp_path / "study" / "scan").symlink_to(folder)
     (tmp_path / "study" / "again").symlink_to(folder)
     (folder / "loop").symlink_to(tmp_path / "study")
-    assert len(dicom.find_series(tmp_path / "study", 5.0)[0].headers) == 22
+    assert len(find_series(tmp_path / "study", 5.0)[0].headers) == 22
 
 
 @pytest.mark.parametrize(
@@ -588,7 +591,7 @@ def test_linked_folders_are_read_once(tmp_path, write_series):
     ],
 )
 def test_bone_kernels_by_vendor(kernel, manufacturer, bone):
-    assert dicom.is_bone_kernel(kernel, manufacturer) is bone
+    assert is_bone_kernel(kernel, manufacturer) is bone
 
 
 def test_no_identity_in_the_outputs(tmp_path, write_series, identity):
@@ -738,7 +741,7 @@ def test_real_series_whose_tilt_tag_has_the_other_sign(real, tmp_path):
 
 def test_an_empty_cell_is_not_the_folder_one_stands_in(tmp_path, write_series, monkeypatch):
     write_series(tmp_path / "scan", origins=np.arange(24) * 5.0, stored=np.zeros((24, 8, 8), np.int16))
-    dicom.convert_scan(tmp_path / "scan", tmp_path / "a.nii.gz", tmp_path / "a.json", 5.0)
+    convert_scan(tmp_path / "scan", tmp_path / "a.nii.gz", tmp_path / "a.json", 5.0)
     monkeypatch.chdir(tmp_path / "scan")
     with pytest.raises(InputError, match="names no scan"):
-        dicom.convert_scan("", tmp_path / "a.nii.gz", tmp_path / "a.json", 5.0)
+        convert_scan("", tmp_path / "a.nii.gz", tmp_path / "a.json", 5.0)

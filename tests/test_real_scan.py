@@ -10,7 +10,7 @@ import yaml
 
 from haemex.augment import augment_patient
 from haemex.cohort import is_expansion
-from haemex.dicom import convert_scan
+from haemex.convert import convert_scan
 from haemex.nifti import read_volume
 from haemex.phantom import implant
 from haemex.prediction import predict_patients, write_bundle

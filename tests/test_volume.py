@@ -7,8 +7,10 @@ import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from haemex import dicom, volume
+from haemex import volume
+from haemex.convert import convert_scan
 from haemex.errors import InputError
+from haemex.geometry import even_mask, stack_geometry
 from haemex.nifti import read_volume, write_volume
 
 COLUMNS, ROWS = 10, 8
@@ -21,7 +23,7 @@ def geometry_of(heights, tilt_deg=0.0):
     tilt = np.radians(tilt_deg)
     origins = np.array([2.5, 8.0, -10.0]) + np.outer(heights, [0, 0, 1])
     across, down = np.array([-0.5, 0, 0]), np.array([0, -2 * np.cos(tilt), -2 * np.sin(tilt)])
-    return dicom.stack_geometry(origins, across, down, COLUMNS, ROWS, "x")
+    return stack_geometry(origins, across, down, COLUMNS, ROWS, "x")
 
 
 def box(slices, z=slice(2, 4)):
@@ -110,7 +112,7 @@ def test_tilt_does_not_look_like_swapped_axes(tmp_path, square):
     # Pixels of 0.3 mm: from slice to slice a tilt of 30 degrees moves the sheared grid by 8 rows, and by 1 slice.
     origins = np.array([1.5, 1.2, 0]) + np.outer(EVEN, [0, 0, 1])
     down = np.array([0, -0.3 * np.cos(np.pi / 6), -0.3 * np.sin(np.pi / 6)])
-    geometry = dicom.stack_geometry(origins, np.array([-0.3, 0, 0]), down, COLUMNS, ROWS, "x")
+    geometry = stack_geometry(origins, np.array([-0.3, 0, 0]), down, COLUMNS, ROWS, "x")
     affine = squared(geometry["affine"]) if square else geometry["affine"]
     path = write_mask(tmp_path / "m.nii.gz", box(6), affine)
     np.testing.assert_array_equal(volume.fit_mask(path, geometry)[0], box(6))
@@ -318,7 +320,7 @@ def test_second_reader_on_the_other_grid_of_an_uneven_scan(tmp_path):
     first = box(8, slice(3, 6))
     acquired_affine = np.array(geometry["affine"]) @ np.diag([1, 1, 34 / 7 / 4.25, 1])
     path = write_mask(tmp_path / "m.nii.gz", first, acquired_affine)
-    second = write_mask(tmp_path / "r.nii.gz", dicom.even_mask(first, geometry), geometry["affine"])
+    second = write_mask(tmp_path / "r.nii.gz", even_mask(first, geometry), geometry["affine"])
     assert measure(tmp_path, geometry, path, rater2_mask=second)[0]["rater_dice"] == 1.0
     assert measure(tmp_path, geometry, second, rater2_mask=path)[0]["rater_dice"] == 1.0
 
@@ -345,7 +347,7 @@ def test_mask_on_a_converted_series(tmp_path, write_series):
     cos, sin = np.cos(np.radians(20)), np.sin(np.radians(20))
     pixels = np.full((6, ROWS, COLUMNS), 1064, np.uint16)
     folder = write_series(tmp_path / "a", EVEN, pixels, orientation=(1, 0, 0, 0, cos, -sin))
-    dicom.convert_scan(folder, tmp_path / "c.nii.gz", tmp_path / "c.json", 5.0)
+    convert_scan(folder, tmp_path / "c.nii.gz", tmp_path / "c.json", 5.0)
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     drawn = SimpleITK.GetImageFromArray(box(6))

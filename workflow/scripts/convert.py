@@ -1,6 +1,6 @@
 """Write one scan as NIfTI in HU."""
 
-from haemex.dicom import convert_scan
+from haemex.convert import convert_scan
 from haemex.logs import log_to
 
 if __name__ == "__main__":
