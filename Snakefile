@@ -26,8 +26,8 @@ wildcard_constraints:
     fold=r"\d+",
 
 
-STAGES = "check convert measure cohort skullstrip resample augment train select final predict evaluate report".split()
-for stage in ["phantom"] * ("phantom" in config) + STAGES:
+NAMES = "check convert measure skullstrip resample inspect qc cohort augment train select final predict evaluate report"
+for stage in ["phantom"] * ("phantom" in config) + NAMES.split():
 
     include: f"workflow/rules/{stage}.smk"
 
@@ -35,5 +35,5 @@ for stage in ["phantom"] * ("phantom" in config) + STAGES:
 rule all:
     default_target: True
     input:
-        "<results>/check/problems.tsv",
-        "<results>/report/report.html",
+        "<results>/check/verdict.json",
+        [] if study.faults else [rules.qc.output, "<results>/report/report.html"],  # a faulty table is only checked

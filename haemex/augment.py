@@ -18,7 +18,7 @@ import SimpleITK
 
 from haemex.errors import InputError
 from haemex.nifti import header_bytes, read_volume, write_atomically
-from haemex.resample import CT_SLOPE
+from haemex.resample import CT_SLOPE, resample_haematoma
 
 
 def augment_patient(
@@ -80,8 +80,7 @@ def augment_patient(
     for transform in transforms:
         moved = apply_transform(ct, affine, transform)
         ct_volumes.append(np.rint(moved / CT_SLOPE).astype(np.int16))
-        moved = apply_transform(haematoma > 0, affine, transform)
-        haematoma_volumes.append((moved >= 0.5).astype(np.uint8))
+        haematoma_volumes.append(move_haematoma(haematoma > 0, affine, transform).astype(np.uint8))
     facts = {
         "copies": [
             {**transform, "haematoma_voxels": int(volume.sum())}
@@ -153,10 +152,10 @@ def apply_transform(array, affine, transform):
     Returns
     -------
     numpy.ndarray of float32, (z, y, x)
-        Linear interpolation; 0 beyond the image. Of a mask, 0.5 and more is inside.
+        Linear interpolation; 0 beyond the image.
     """
     # The content goes from p to R S p + t, so the voxel at q takes its value from S^-1 R^T (q - t).
-    pull = np.diag(1 / np.asarray(transform["scaling"], float)) @ _rotation(transform["rotation_deg"]).T
+    pull = np.linalg.inv(_rotation(transform["rotation_deg"]) @ np.diag(transform["scaling"]))
     to_mm, to_index = affine[:3, :3], np.linalg.inv(affine[:3, :3])
     pull_index = SimpleITK.AffineTransform(3)
     pull_index.SetMatrix((to_index @ pull @ to_mm).ravel())
@@ -171,6 +170,32 @@ def apply_transform(array, affine, transform):
     resampler.SetDefaultPixelValue(0.0)
     resampler.SetNumberOfThreads(1)  # jobs run side by side
     return SimpleITK.GetArrayFromImage(resampler.Execute(image))
+
+
+def move_haematoma(mask, affine, transform):
+    """Move a haematoma as `apply_transform` moves its CT; its volume changes by the scaling and what leaves the image.
+
+    Cut at one half, a haematoma of few voxels would lose its corners: up to a sixth of it on coarse grids.
+
+    Parameters
+    ----------
+    mask : numpy.ndarray of bool, (z, y, x)
+        The haematoma.
+    affine, transform
+        See `apply_transform`.
+
+    Returns
+    -------
+    numpy.ndarray of bool, (z, y, x)
+        See `haemex.resample.resample_haematoma`.
+    """
+    # Moved is where the mask's grid lies: what is left is to bring it back to the grid of the image.
+    middle = affine[:3, :3] @ ((np.array(mask.shape[::-1]) - 1) / 2) + affine[:3, 3]
+    push = _rotation(transform["rotation_deg"]) @ np.diag(transform["scaling"])
+    moved = np.array(affine, float)
+    moved[:3, :3] = push @ affine[:3, :3]
+    moved[:3, 3] = push @ (affine[:3, 3] - middle) + middle + transform["translation_mm"]
+    return resample_haematoma(mask, moved, affine, mask.shape)
 
 
 def _rotation(degrees):

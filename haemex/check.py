@@ -1,77 +1,346 @@
-"""Every problem of a whole cohort in one table, before any computing: table, folders, headers, masks.
+"""Every problem of a whole cohort in one table and one page, before any computing: table, scans, masks, disk.
 
-Nothing of a CT but its headers is read; masks are read whole, since their labels count.
+Of a CT its headers are read and at most three single slices; masks are read whole, since their labels count.
 """
 
-import os
-from collections import Counter
+import datetime
+import json
+import re
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from haemex.convert import scan_geometry
+from haemex import disk_space
+from haemex.check_scans import ADMISSION_DAYS, INTERVAL_SLACK_H, TIMEPOINTS, check_patient
+from haemex.check_table import (
+    COLUMNS,
+    check_cohort_sizes,
+    check_completeness,
+    check_faults,
+    check_left_out,
+    check_shared_paths,
+    check_values,
+    finding,
+    warning,
+)
+from haemex.cohort import assume_well, ineligibility, refused_columns, split
+from haemex.cohort_table import parse_cohort_table
 from haemex.errors import InputError
 from haemex.logs import Progress, announce
-from haemex.series import HEAD_COVERAGE_MM
+from haemex.nifti import write_atomically
 from haemex.tables import write_table
-from haemex.volume import fit_mask
 
-COLUMNS = ("patient", "severity", "file", "problem", "action")
+# Files on a network drive are waited for, not worked for: this many patients per core are looked at side by side.
+PATIENTS_PER_THREAD = 4
+# ASSUME: what looks wrong in the same way in this part of the patients comes from the export or the table's unit.
+LARGE_PART, AT_LEAST = 1 / 3, 4
+# ASSUME: a PatientID under more patients than this is what an export put in for everybody.
+SHARED_BY = 3
+SHOWN_ERRORS = 10  # on the terminal; the page has all
 
-SCANS = ("baseline_ct", "followup_ct")
-MASK_OF = {"baseline_mask": "baseline_ct", "followup_mask": "followup_ct", "baseline_mask_rater2": "baseline_ct"}
-
-# What a patient may have; h, years, points, mL.
-RANGES = {
-    "age_years": (0, 120),
-    "onset_to_ct_h": (0, 1000),
-    "ct_to_followup_h": (0, 10000),
-    "nihss": (0, 42),
-    "followup_volume_ml": (0, 1000),
+REASONS = {
+    "age": "too young",
+    "onset_to_ct": "baseline CT too late after onset",
+    "followup_interval": "follow-up CT too early or too late",
+    "missing_data": "a criterion cannot be checked: a value is missing",
+    "infratentorial": "infratentorial haemorrhage",
+    "ventricular_only": "haemorrhage in the ventricles only",
+    "died_or_surgery": "death, deterioration or surgery before the follow-up CT",
+    "poor_image_quality": "poor image quality",
+    "outside_dates": "admitted outside both periods",
+}
+SHIFTED = (
+    "nothing, if an anonymised export has shifted dates and times; else check the columns, and the clock of the scanner"
+)
+# What is said once where it concerns a large part of the cohort.
+OF_THE_COHORT = {
+    "admission": (
+        f"the baseline CT lies more than {ADMISSION_DAYS} days from `admission_date`, by its headers",
+        SHIFTED,
+    ),
+    "interval": (
+        f"the time between the scans, by their headers, differs from `ct_to_followup_h` by over {INTERVAL_SLACK_H:g} h",
+        SHIFTED,
+    ),
+    "same time": ("baseline and follow-up were scanned at the same time, by their headers", SHIFTED),
+    "person": (
+        "the headers of baseline and follow-up state different persons",
+        "nothing, if an anonymised export gives every scan a number of its own; else check the folders",
+    ),
+    "sex": ("the headers state the other sex than the table", "check the column `sex`"),
+    "age": (
+        "the age in the headers differs from `age_years` by more than a year",
+        "nothing, if an anonymised export has changed it; else check the column `age_years`",
+    ),
 }
 
-# Missing ones are counted and reported by the study; they keep nobody out.
-CLINICAL = (
-    "sex",
-    "hypertension",
-    "diabetes",
-    "prestroke",
-    "antiplatelet",
-    "anticoagulation",
-    "nihss",
-    "intraventricular_haemorrhage",
-    "hypodensity",
-    "black_hole",
-    "swirl",
-    "blend",
-    "fluid_level",
-    "irregular_shape",
-    "heterogeneous_density",
-)
 
-
-def check_cohort(rows, patients, slice_thickness_mm):
-    """Find everything that would stop the study, or should be looked at, in one go.
+def check_study(
+    *,
+    study,
+    table_path,
+    eligibility,
+    cohorts,
+    expansion,
+    folds,
+    slice_thickness_mm,
+    matrix,
+    field_of_view_mm,
+    copies,
+    network,
+    candidates,
+    results,
+    threads,
+    template_folder,
+    problems_path,
+    page_path,
+    verdict_path,
+    today=None,
+):
+    """Check a cohort: write the table of problems and the page, and refuse the study if there are errors.
 
     Parameters
     ----------
-    rows : list of dict
-        The eligible patients, a row of the cohort table each, None where a value is missing.
-    patients : list of str
-        The codes of all patients of the table.
+    study : str
+        Its name.
+    table_path : path-like
+        The cohort table.
+    eligibility, cohorts, expansion, network : dict
+        Sections of the config.
+    folds, copies, candidates : int
+        Folds, augmented copies of a patient, and number of candidates.
     slice_thickness_mm : float
-        As for `haemex.series.find_series`, mm.
+        Slice thickness wanted, mm.
+    matrix : sequence of int
+        The network's grid, x, y, z.
+    field_of_view_mm : sequence of float
+        Its size, x, y, z, mm.
+    results : path-like
+        Folder of the study's results; its disk is measured.
+    threads : int
+        Cores to use.
+    template_folder : path-like
+        `workflow/report`.
+    problems_path, page_path : path-like
+        TSV with the columns patient, severity, file, problem, action, and one self-contained HTML page; written whether
+        there are errors or not. Neither holds a name, number, age or date of a person's headers.
+    verdict_path : path-like
+        JSON {errors, warnings, patients}; written only without errors.
+    today : datetime.date, optional
+        For tests.
 
-    Returns
-    -------
-    list of dict
-        `patient`, `severity` ("error" stops a job, "warning" does not), `file` ("" where none is concerned),
-        `problem`, `action`; errors first, each kind by patient.
+    Raises
+    ------
+    InputError
+        There are errors; or the table cannot be read at all.
     """
-    problems = _check_codes(patients) + _check_shared_paths(rows)
-    progress = Progress("check", len(rows))
-    for done, row in enumerate(rows, start=1):
-        problems += _check_values(row) + _check_files(row, slice_thickness_mm)
-        progress.step(done)
-    return sorted(problems, key=lambda one: (one["severity"], one["patient"]))
+    rows, faults = parse_cohort_table(table_path)
+    refused = {row["patient"]: refused_columns(faults, row["patient"]) for row in rows}
+    hoped = {row["patient"]: assume_well(row, refused[row["patient"]], eligibility, cohorts) for row in rows}
+    reasons = {patient: _reason(row, eligibility, cohorts) for patient, row in hoped.items()}
+    entering = [row for row in rows if not reasons[row["patient"]]]
+    found = check_faults(faults, table_path)
+    found += check_values(rows, refused, today or datetime.date.today())
+    found += check_completeness(entering, refused)
+    found += check_left_out(hoped.values(), reasons)
+    found += check_shared_paths(entering)
+
+    looked_at = _look_at_patients(entering, slice_thickness_mm, threads)
+    for one in looked_at:
+        found += one["found"]
+    found += _same_scans(looked_at) + _same_persons(looked_at)
+    judged = Counter(kind for one in looked_at for kind in one["judged"])
+    found = _once_for_the_cohort(found, judged, len(rows))
+
+    members = {name: [] for name in ("train", "test")}
+    for row in entering:
+        if name := split(row["admission_date"], cohorts):
+            members[name].append(row["patient"])
+    if not faults:
+        found += check_cohort_sizes(members, folds, _volumes(entering, looked_at), expansion)
+    space = disk_space.estimate(
+        _voxels(looked_at),
+        len(members["train"]),
+        len(entering),
+        matrix,
+        field_of_view_mm,
+        copies,
+        network,
+        candidates * folds,
+    )
+    full = _disk(space, results)
+    found += full
+
+    problems = sorted(found, key=lambda one: (one["severity"], one["patient"]))
+    write_problems(problems, problems_path)
+    page = render_page(
+        study=study,
+        problems=problems,
+        looked_at=looked_at,
+        reasons=reasons,
+        members=members,
+        slice_thickness_mm=slice_thickness_mm,
+        space=space,
+        fits=not full,
+        template_folder=template_folder,
+    )
+    write_atomically(page_path, page.encode())
+    report_problems(problems, page_path)
+    announce(f"check of {_count(len(entering), 'patient')}: {verdict_in_words(problems)}; see {page_path}")
+    verdict = {"errors": 0, "warnings": len(problems), "patients": len(entering)}
+    write_atomically(verdict_path, (json.dumps(verdict, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _reason(row, eligibility, cohorts):
+    """Why a patient stays out; "" for who enters."""
+    if row["admission_date"] is None:
+        return ineligibility(row, eligibility) or "missing_data"
+    return ineligibility(row, eligibility) or ("" if split(row["admission_date"], cohorts) else "outside_dates")
+
+
+def _look_at_patients(rows, slice_thickness_mm, threads):
+    """Run `check_patient` for every row, several side by side; in the order of the rows."""
+
+    def look(row):
+        try:
+            return check_patient(row, slice_thickness_mm)
+        except Exception as error:  # one patient's odd files must not hide the others' problems
+            found = finding(
+                row["patient"],
+                f"haemex fails on this patient's files ({type(error).__name__})",
+                "look at the files; if they are in order this is a fault of haemex, please report it",
+                row["baseline_ct"],
+            )
+            return {
+                "patient": row["patient"],
+                "found": [found],
+                "judged": set(),
+                "scans": {},
+                "volumes": {},
+                "person": "",
+            }
+
+    looked_at = []
+    progress = Progress("check", len(rows), every_s=5.0)
+    progress.step(0)
+    with ThreadPoolExecutor(max(1, threads) * PATIENTS_PER_THREAD) as pool:
+        for done, one in enumerate(pool.map(look, rows), start=1):
+            looked_at.append(one)
+            progress.step(done)
+    return looked_at
+
+
+# --- the cohort as a whole -----------------------------------------------------------------------------------------
+
+
+def _same_scans(looked_at):
+    """Find one scan under two patients or time points, by the pixels of its middle slice."""
+    found, owners = [], {}
+    for one in looked_at:
+        for timepoint in TIMEPOINTS:
+            scan = one["scans"].get(timepoint)
+            if not scan or not scan["digest"]:
+                continue
+            if scan["digest"] not in owners:
+                owners[scan["digest"]] = one["patient"], timepoint, scan["path"]
+                continue
+            other, other_timepoint, path = owners[scan["digest"]]
+            if Path(path).resolve() == Path(scan["path"]).resolve():
+                continue  # the same folder named twice is said already
+            if other == one["patient"]:
+                problem = "baseline and follow-up CT show the same pixels: one scan is given twice"
+            else:
+                problem = (
+                    f"patients {other} and {one['patient']} have the same scan ({other_timepoint}, {timepoint}): their "
+                    "pixels agree"
+                )
+            action = "name the right folders in the table, or take one of the patients out"
+            found.append(finding(one["patient"], problem, action, scan["path"]))
+    return found
+
+
+def _same_persons(looked_at):
+    """Find a PatientID under two or three patients; under more it is what an export put in for everybody."""
+    owners = defaultdict(list)
+    for one in looked_at:
+        if one["person"]:
+            owners[one["person"]].append(one["patient"])
+    return [
+        warning(
+            patient,
+            f"the headers state the same patient's number as those of {', '.join(p for p in patients if p != patient)}",
+            "check that they are different persons: one person on both sides of the split would spoil the test",
+        )
+        for patients in owners.values()
+        if 2 <= len(patients) <= SHARED_BY
+        for patient in patients[1:]
+    ]
+
+
+def _once_for_the_cohort(found, judged, patients):
+    """Say once what concerns a large part of the patients in the same way."""
+    concerned = defaultdict(set)
+    for one in found:
+        concerned[one["kind"]].add(one["patient"])
+    wide = []
+    for kind, who in concerned.items():
+        of = judged[kind] if kind in OF_THE_COHORT else patients
+        if kind and len(who) >= AT_LEAST and len(who) >= LARGE_PART * of:
+            if kind in OF_THE_COHORT:
+                problem, action = OF_THE_COHORT[kind]
+            else:
+                first = next(one for one in found if one["kind"] == kind)
+                problem, action = f"{first['problem']} (patient {first['patient']}, and others)", first["action"]
+            wide.append((kind, warning("", f"in {len(who)} of {of} patients {problem}", action)))
+    kinds = {kind for kind, _ in wide}
+    return [one for _, one in wide] + [one for one in found if one["kind"] not in kinds]
+
+
+def _volumes(entering, looked_at):
+    """Baseline and follow-up volume, mL, of the patients of whom both are known."""
+    stated = {row["patient"]: row["followup_volume_ml"] for row in entering}
+    pairs = {}
+    for one in looked_at:
+        baseline = one["volumes"].get("baseline_mask")
+        followup = one["volumes"].get("followup_mask", stated[one["patient"]])
+        if baseline and followup is not None:
+            pairs[one["patient"]] = baseline, followup
+    return pairs
+
+
+def _voxels(looked_at):
+    """Voxels of every scan; where one could not be read, those of the median scan."""
+    voxels = {
+        timepoint: [one["scans"][timepoint]["voxels"] for one in looked_at if timepoint in one["scans"]]
+        for timepoint in TIMEPOINTS
+    }
+    known = sorted(count for counts in voxels.values() for count in counts if count)
+    usual = known[len(known) // 2] if known else 512 * 512 * 30
+    return {timepoint: [count or usual for count in counts] for timepoint, counts in voxels.items()}
+
+
+def _disk(space, results):
+    """Compare what the study will write with the free space of its disk."""
+    whole = sum(space.values()) * disk_space.MARGIN
+    there = disk_space.used_bytes(results, leave_out=("phantom",))
+    free = disk_space.free_bytes(results)
+    words = disk_space.in_words
+    print(f"disk: about {words(whole)} for the whole study, {words(there)} of it there already, {words(free)} free")
+    if whole - there <= free:
+        return []
+    largest = max(space, key=space.get)
+    return [
+        finding(
+            "",
+            f"the study needs about {words(whole - there)} more than is there, and {words(free)} are free; the largest "
+            f"part is `{largest}` with {words(space[largest])}",
+            "make room, or run the study in a folder on a larger disk",
+            results,
+        )
+    ]
+
+
+# --- what is written -----------------------------------------------------------------------------------------------
 
 
 def write_problems(problems, path):
@@ -80,168 +349,136 @@ def write_problems(problems, path):
     Parameters
     ----------
     problems : list of dict
-        From `check_cohort`.
+        See `haemex.check_table.finding`.
     path : path-like
         Written even if there is none: a header alone.
     """
-    write_table(path, [{name: " ".join(text.split()) for name, text in one.items()} for one in problems], COLUMNS)
+    write_table(path, [{name: " ".join(one[name].split()) for name in COLUMNS} for one in problems], COLUMNS)
 
 
-def report_problems(problems):
-    """Say every problem, then refuse if there are errors.
+def report_problems(problems, page_path):
+    """Say the problems, then refuse if there are errors.
 
     Parameters
     ----------
     problems : list of dict
-        From `check_cohort`.
+        Errors first; all of them into the log, the first errors on the terminal too.
+    page_path : path-like
+        Named for the rest.
 
     Raises
     ------
     InputError
         There is at least one error; how many, in how many patients.
     """
-    for one in problems:
+    for index, one in enumerate(problems):
+        who = f"patient {one['patient']}" if one["patient"] else "cohort"
         where = f"{one['file']}: " if one["file"] else ""
-        line = f"{one['severity']}, patient {one['patient']}: {where}{one['problem']}; {one['action']}"
-        announce(line) if one["severity"] == "error" else print(line)
-    patients = {one["patient"] for one in problems if one["severity"] == "error"}
-    if patients:
-        errors = sum(one["severity"] == "error" for one in problems)
+        line = f"{one['severity']}, {who}: {where}{one['problem']}; {one['action']}"
+        say = announce if one["severity"] == "error" and index < SHOWN_ERRORS else print
+        say(line)
+    errors = [one for one in problems if one["severity"] == "error"]
+    if errors:
         raise InputError(
-            f"{errors} error{'s' * (errors > 1)} in {len(patients)} patient{'s' * (len(patients) > 1)}",
-            "Correct them, or take a patient out with `poor_image_quality` 1 in the cohort table",
+            verdict_in_words(problems),
+            f"Open {page_path}: it lists everything that was found, and what to do",
         )
 
 
-def _problem(patient, problem, action, file="", severity="error"):
-    return {"patient": patient, "severity": severity, "file": str(file or ""), "problem": problem, "action": action}
+def verdict_in_words(problems):
+    """Sum the problems up: "2 errors in 1 patient and 3 warnings"."""
+    errors = [one for one in problems if one["severity"] == "error"]
+    warnings = len(problems) - len(errors)
+    patients = len({one["patient"] for one in errors} - {""})
+    where = f" in {_count(patients, 'patient')}" if patients else ""
+    parts = [f"{_count(len(errors), 'error')}{where}"] * bool(errors)
+    parts += [_count(warnings, "warning")] * bool(warnings)
+    return " and ".join(parts) or "no error and no warning"
 
 
-def _refused(patient, error, file):
-    return _problem(patient, error.problem, error.action, error.file or file)
+def _count(number, what):
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
-def _check_codes(patients):
-    """Find codes that occur twice; codes that differ in case only are one file on some file systems."""
-    found = [
-        _problem(patient, f"patient stands in {count} rows of the cohort table", "keep one row per patient")
-        for patient, count in Counter(patients).items()
-        if count > 1
+def _heading(patient):
+    """Name a patient on the page; a row without a usable code goes by its line."""
+    if not patient:
+        return "The cohort as a whole"
+    line = re.fullmatch(r"line(\d+)", patient)
+    return f"Line {line[1]} of the table" if line else f"Patient {patient}"
+
+
+def render_page(*, study, problems, looked_at, reasons, members, slice_thickness_mm, space, fits, template_folder):
+    """Fill the page.
+
+    Parameters
+    ----------
+    study : str
+        Its name.
+    problems : list of dict
+        See `haemex.check_table.finding`.
+    looked_at : list of dict
+        See `haemex.check_scans.check_patient`.
+    reasons : dict of str to str
+        By patient of the table, why it stays out; "" for who enters.
+    members : dict of str to list of str
+        `train` and `test`.
+    slice_thickness_mm : float
+        Slice thickness wanted, mm.
+    space : dict of str to float
+        From `haemex.disk_space.estimate`.
+    fits : bool
+        Whether there is room for it.
+    template_folder : path-like
+        `workflow/report`.
+
+    Returns
+    -------
+    str
+        One self-contained HTML page; it depends on neither day, machine nor free space.
+    """
+    import jinja2
+    from markupsafe import Markup, escape
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template_folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "size": disk_space.in_words,
+        "code": lambda text: Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text)))),
+    }
+    groups = defaultdict(list)
+    for one in problems:
+        groups[one["patient"]].append(one)
+    by_patient = [
+        (_heading(patient), found)
+        for patient, found in sorted(groups.items(), key=lambda one: (one[0] != "", one[1][0]["severity"], one[0]))
     ]
-    alike = {}
-    for patient in dict.fromkeys(patients):
-        alike.setdefault(patient.lower(), []).append(patient)
-    return found + [
-        _problem(codes[1], f"the codes {' and '.join(codes)} differ in case only", "give another code")
-        for codes in alike.values()
-        if len(codes) > 1
+    left_out = [
+        {"reason": words, "patients": sorted(patient for patient, why in reasons.items() if why == reason)}
+        for reason, words in REASONS.items()
     ]
-
-
-def _check_shared_paths(rows):
-    """Find a scan or mask that is named twice, or a scan whose folder stands inside another's."""
-    owners = {}
-    for row in rows:
-        for column in (*SCANS, *MASK_OF):
-            if row.get(column):
-                owners.setdefault(os.path.realpath(row[column]), []).append((row["patient"], column, row[column]))
-    found = []
-    for uses in owners.values():
-        for patient, column, path in uses[1:]:
-            first, other = uses[0][:2]
-            whose = f"`{other}`" if first == patient else f"`{other}` of patient {first}"
-            found.append(_problem(patient, f"`{column}` is also {whose}", "name the right one", path))
-    for real, uses in owners.items():
-        if not Path(real).is_dir():  # a mask beside its DICOM files is no scan and disturbs nobody
-            continue
-        for parent in map(str, Path(real).parents):
-            if parent in owners:
-                patient, column, path = uses[0]
-                first, other = owners[parent][0][:2]
-                problem = f"`{column}` stands inside `{other}` of patient {first}, which is walked through whole"
-                found.append(_problem(patient, problem, "give every scan a folder of its own", path))
-    return found
-
-
-def _check_values(row):
-    """Find missing and impossible values of a row."""
-    patient, found = row["patient"], []
-    for column, (low, high) in RANGES.items():
-        value = row.get(column)
-        if value is not None and not low <= value <= high:
-            found.append(_problem(patient, f"`{column}` is {value:g}, outside {low} to {high}", "correct the table"))
-    for column in ("baseline_ct", "baseline_mask"):
-        if not row.get(column):
-            found.append(_problem(patient, f"`{column}` is missing", "name the file in the table"))
-    mask, volume = row.get("followup_mask"), row.get("followup_volume_ml")
-    if mask and volume is not None:
-        found.append(
-            _problem(
-                patient, f"a follow-up mask and a follow-up volume of {volume:g} mL are both given", "keep one", mask
-            )
-        )
-    if not mask and volume is None:
-        found.append(
-            _problem(patient, "neither a follow-up mask nor a follow-up volume", "give one: expansion needs it")
-        )
-    if mask and not row.get("followup_ct"):
-        found.append(_problem(patient, "a follow-up mask without its CT", "name the follow-up CT", mask))
-    missing = [column for column in CLINICAL if row.get(column) is None]
-    if missing:
-        found.append(
-            _problem(
-                patient,
-                f"missing: {', '.join(missing)}",
-                "fill in what is known; the rest is counted and reported as missing",
-                severity="warning",
-            )
-        )
-    return found
-
-
-def _check_files(row, slice_thickness_mm):
-    """Find scans and masks that cannot be used, from the headers of the scans."""
-    patient, found, geometries = row["patient"], [], {}
-    for column in SCANS:
-        path = row.get(column)
-        if not path:
-            continue
-        try:
-            geometry = geometries[column] = scan_geometry(path, slice_thickness_mm)
-        except InputError as error:
-            found.append(_refused(patient, error, path))
-            continue
-        if not geometry["even"]:
-            found.append(
-                _problem(
-                    patient,
-                    f"`{column}`: slices unevenly spaced; they are brought to an even grid of "
-                    f"{geometry['shape_xyz'][2]} slices",
-                    "nothing, or check that the series is complete",
-                    path,
-                    severity="warning",
-                )
-            )
-        positions = geometry["acquired_positions_mm"]
-        if positions[-1] - positions[0] < HEAD_COVERAGE_MM:
-            found.append(
-                _problem(
-                    patient,
-                    f"`{column}`: the slices cover only {positions[-1] - positions[0]:.0f} mm",
-                    "check that the series shows the whole head",
-                    path,
-                    severity="warning",
-                )
-            )
-    for column, scan in MASK_OF.items():
-        path = row.get(column)
-        if not path:
-            continue
-        if not Path(path).is_file():
-            found.append(_problem(patient, f"`{column}`: there is no such file", "check the path in the table", path))
-        elif scan in geometries:  # without its scan a mask cannot be judged
-            try:
-                fit_mask(path, geometries[scan], empty_allowed=column == "baseline_mask_rater2")
-            except InputError as error:
-                found.append(_refused(patient, error, path))
-    return found
+    return environment.get_template("check.html.j2").render(
+        study=study,
+        errors=sum(one["severity"] == "error" for one in problems),
+        warnings=sum(one["severity"] == "warning" for one in problems),
+        verdict=verdict_in_words(problems),
+        groups=by_patient,
+        looked_at=[
+            one | {"heading": _heading(one["patient"])} for one in sorted(looked_at, key=lambda one: one["patient"])
+        ],
+        screened=len(reasons),
+        entering=len(looked_at),
+        members=members,
+        left_out=[one for one in left_out if one["patients"]],
+        thickness=f"{slice_thickness_mm:g} mm",
+        space=space,
+        fits=fits,
+        whole=sum(space.values()) * disk_space.MARGIN,
+        margin=disk_space.MARGIN,
+    )

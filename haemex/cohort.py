@@ -1,20 +1,16 @@
-"""The cohort: reading the clinical table, eligibility, expansion label, temporal split, flow diagram.
+"""The cohort: eligibility, expansion label, temporal split, flow diagram.
 
 Source: paper, Methods and Results; the order of reasons is the paper's.
 """
 
-import csv
 import datetime
-import io
 import json
 from pathlib import Path
 
+from haemex.cohort_table import read_cohort_table
 from haemex.errors import InputError
 from haemex.nifti import write_atomically
-from haemex.settings import load_schema, nearest
 from haemex.tables import read_table, write_table
-
-TABLE_SCHEMA = Path(__file__).resolve().parents[1] / "config" / "cohort.schema.yaml"
 
 NOT_INCLUDED = ("age", "onset_to_ct", "followup_interval", "missing_data")
 EXCLUDED = ("infratentorial", "ventricular_only", "died_or_surgery", "poor_image_quality")
@@ -32,97 +28,6 @@ ELIGIBILITY_COLUMNS = (
 )
 
 COHORT_COLUMNS = ("patient", "cohort", "fold", "expansion", "baseline_ml", "followup_ml", "pixel_digest")
-
-
-def read_cohort_table(path, schema_path=TABLE_SCHEMA):
-    """Read the cohort table under its closed schema.
-
-    Parameters
-    ----------
-    path : path-like
-        Tab-separated, UTF-8, one row per patient, a header with the columns of `config/cohort.schema.yaml`.
-    schema_path : path-like
-        The schema.
-
-    Returns
-    -------
-    list of dict
-        One per patient, in the order of the table. Every column of the schema is there; an empty cell or an absent
-        optional column is None. Dates are `datetime.date`, yes/no columns bool, numbers int or float.
-
-    Raises
-    ------
-    InputError
-        Lists every problem of the table at once: unknown or missing columns, doubled patients, impossible values.
-    """
-    schema = load_schema(schema_path)
-    columns, required = schema["properties"], schema["required"]
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError("the cohort table is not UTF-8 text", "save it as UTF-8, tab-separated", path) from None
-    reader = csv.reader(io.StringIO(text), delimiter="\t")
-    header = next(reader, [])
-    problems = [f"unknown column `{name}` ({nearest(name, columns)})" for name in header if name not in columns]
-    problems += [f"column `{name}` is missing" for name in required if name not in header]
-    problems += [f"column `{name}` stands twice" for name in sorted({n for n in header if header.count(n) > 1})]
-    rows, seen = [], set()
-    if not problems:
-        for line, cells in enumerate(reader, start=2):
-            if not any(cells):
-                continue
-            if len(cells) > len(header):
-                problems.append(f"line {line} has {len(cells)} cells under {len(header)} columns")
-                continue
-            raw = dict(zip(header, cells, strict=False))
-            row = {}
-            for name, rule in columns.items():
-                try:
-                    row[name] = _typed(raw.get(name, "").strip(), rule)
-                except ValueError as error:
-                    problems.append(f"line {line}, column `{name}`: {error}")
-            patient = row.get("patient")
-            if "patient" in row and patient is None:
-                problems.append(f"line {line}: no patient")
-            elif patient in seen:
-                problems.append(f"line {line}: patient {patient} stands twice")
-            seen.add(patient)
-            rows.append(row)
-        if not rows and not problems:
-            problems.append("it holds no patient")
-    if problems:
-        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise InputError(f"the cohort table is refused: {shown}", "config/README.md describes every column", path)
-    return rows
-
-
-def _typed(text, rule):
-    """Turn a cell into the type its column has; "" is missing."""
-    if text == "":
-        return None
-    kind = rule["type"]
-    if kind == "boolean":
-        if text not in ("0", "1"):
-            raise ValueError(f"`{text}` is neither 0 nor 1")
-        return text == "1"
-    if kind in ("integer", "number"):
-        try:
-            value = int(text) if kind == "integer" else float(text)
-        except ValueError:
-            raise ValueError(f"`{text}` is no {'whole ' if kind == 'integer' else ''}number") from None
-        if not rule.get("minimum", value) <= value <= rule.get("maximum", value):
-            raise ValueError(f"{text} is outside {rule['minimum']} to {rule['maximum']}")
-        return value
-    if rule.get("format") == "date":
-        try:
-            return datetime.date.fromisoformat(text)
-        except ValueError:
-            raise ValueError(f"`{text}` is no date of the form 2018-08-31") from None
-    if "enum" in rule and text not in rule["enum"]:
-        raise ValueError(f"`{text}` is unknown ({nearest(text, rule['enum'])})")
-    if rule.get("pattern") and not (text.isascii() and text.isalnum()):
-        raise ValueError(f"`{text}` may hold letters and digits only")
-    return text
 
 
 def ineligibility(row, settings):
@@ -167,18 +72,71 @@ def ineligibility(row, settings):
     return ""
 
 
+def refused_columns(faults, patient):
+    """Collect the columns in which nothing is known of a patient, as the table is refused there.
+
+    Parameters
+    ----------
+    faults : list of dict
+        From `haemex.cohort_table.parse_cohort_table`.
+    patient : str
+        A patient of its rows.
+
+    Returns
+    -------
+    set of str
+        Columns refused in the patient's row or missing in the table; all that decide eligibility where the whole row
+        is refused.
+    """
+    mine = {fault["column"] for fault in faults if fault["patient"] in ("", patient)}
+    whole_row = any(fault["patient"] == patient and not fault["column"] for fault in faults)
+    return mine | set(ELIGIBILITY_COLUMNS) if whole_row else mine
+
+
+def assume_well(row, refused, eligibility, cohorts):
+    """Fill what is refused in a row with values that let the patient enter: so much is checked of a faulty table.
+
+    Parameters
+    ----------
+    row : dict
+        A row of `haemex.cohort_table.parse_cohort_table`.
+    refused : set of str
+        From `refused_columns`.
+    eligibility, cohorts : dict
+        Sections of the config.
+
+    Returns
+    -------
+    dict
+        The row; where nothing is refused, as it is.
+    """
+    well = {
+        "admission_date": datetime.date.fromisoformat(cohorts["train"][0]),
+        "age_years": eligibility["min_age_years"],
+        "haemorrhage_site": "supratentorial",
+        "onset_to_ct_h": 0.0,
+        "ct_to_followup_h": eligibility["followup_h"][0],
+    }
+    return row | {column: value for column, value in well.items() if column in refused and row[column] is None}
+
+
+def enters(row, eligibility, cohorts):
+    """Whether a patient is eligible and was admitted in one of the two periods."""
+    return not ineligibility(row, eligibility) and bool(split(row["admission_date"], cohorts))
+
+
 def split(admission_date, cohorts):
     """Assign an admission date to a cohort: "train", "test", or "" outside both periods.
 
     Parameters
     ----------
-    admission_date : datetime.date
-        Day of admission.
+    admission_date : datetime.date or None
+        Day of admission; without one a patient belongs to neither.
     cohorts : dict
         Section `cohorts`: [first day, last day] in ISO form, both included, for `train` and `test`.
     """
     for name, (first, last) in cohorts.items():
-        if first <= admission_date.isoformat() <= last:
+        if admission_date is not None and first <= admission_date.isoformat() <= last:
             return name
     return ""
 

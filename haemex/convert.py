@@ -1,30 +1,36 @@
 """From a DICOM folder, or a NIfTI file, to one head CT in Hounsfield units with its exact place in space."""
 
+import glob
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 
 from haemex.dicom import AIR_HU, read_hu, tag_number
 from haemex.errors import InputError
-from haemex.geometry import MIN_SLICES, even_volume, stack_geometry
+from haemex.geometry import MIN_SLICES, even_volume, geometry_warnings, stack_geometry
 from haemex.nifti import is_nifti, read_volume, write_atomically, write_volume
-from haemex.series import MAX_TILT_DEG, find_series, plan_series
+from haemex.series import MAX_TILT_DEG, find_series, plan_series, series_warnings
+
+SHEAR_DEG = 0.5  # what is less may come from rounding
 
 
-def convert_scan(source, nifti_out, json_out, slice_thickness_mm):
+def convert_scan(source, nifti_out, json_out, slice_thickness_mm, series=None):
     """Write one scan as NIfTI in Hounsfield units, with a JSON of its acquisition and geometry.
 
     Parameters
     ----------
     source : path-like
-        DICOM folder, or a NIfTI file in Hounsfield units with its slices along the third axis.
+        DICOM folder, or a NIfTI file in Hounsfield units.
     nifti_out, json_out : path-like
         Written, whole or not at all. The volume is int16, padding -1024 HU. The JSON holds `acquisition`, `geometry`
-        (see `stack_geometry`), `series` (taken, others with their reasons) and `pixel_digest`, SHA-256 of the HU of
-        the acquired slices. Neither holds a name, date, UID or description.
+        (see `stack_geometry`), `series` (taken, others with their reasons), `warnings` (each `problem` and `action`)
+        and `pixel_digest`, SHA-256 of the HU of the acquired slices. Neither holds a name, date, UID or description.
     slice_thickness_mm : float
         Of several head CT series the one nearest to this is taken, mm.
+    series : str, optional
+        Label of the series to take, as the cohort table pins it.
 
     Raises
     ------
@@ -33,14 +39,28 @@ def convert_scan(source, nifti_out, json_out, slice_thickness_mm):
     """
     if not str(source):  # "" would be the folder one stands in
         raise InputError("the cohort table names no scan", "fill in the cell of this patient's CT")
-    hu, description = read_nifti_scan(source) if is_nifti(source) else read_dicom_scan(source, slice_thickness_mm)
+    if is_nifti(source):
+        refuse_pin(source, series)
+        hu, description = read_nifti_scan(source)
+    else:
+        hu, description = read_dicom_scan(source, slice_thickness_mm, series)
     description["pixel_digest"] = hashlib.sha256(hu.astype("<i2", copy=False).tobytes()).hexdigest()
     geometry = description["geometry"]
     write_volume(nifti_out, hu if geometry["even"] else even_volume(hu, geometry), geometry["affine"])
     write_atomically(json_out, (json.dumps(description, indent=1, sort_keys=True) + "\n").encode())
 
 
-def scan_geometry(source, slice_thickness_mm):
+def refuse_pin(path, series):
+    """Refuse a series pinned for a scan that has none."""
+    if series:
+        raise InputError(
+            f"series {series} is pinned in the cohort table, and a NIfTI file holds no series",
+            "leave `baseline_series` (or `followup_series`) empty, or give the DICOM folder",
+            path,
+        )
+
+
+def scan_geometry(source, slice_thickness_mm, series=None):
     """Work out the geometry of a scan from headers alone.
 
     Parameters
@@ -49,6 +69,8 @@ def scan_geometry(source, slice_thickness_mm):
         DICOM folder or NIfTI file.
     slice_thickness_mm : float
         As for `find_series`, mm.
+    series : str, optional
+        Label of the series to take, as the cohort table pins it.
 
     Returns
     -------
@@ -61,11 +83,12 @@ def scan_geometry(source, slice_thickness_mm):
         No series, several, or a series whose geometry cannot be used.
     """
     if is_nifti(source):
-        return _nifti_geometry(source)
-    return plan_series(find_series(source, slice_thickness_mm)[0])[1]
+        refuse_pin(source, series)
+        return _nifti_layout(source)[0]
+    return plan_series(find_series(source, slice_thickness_mm, series)[0])[1]
 
 
-def read_dicom_scan(folder, slice_thickness_mm):
+def read_dicom_scan(folder, slice_thickness_mm, series=None):
     """Choose a series and read it.
 
     Parameters
@@ -74,45 +97,56 @@ def read_dicom_scan(folder, slice_thickness_mm):
         DICOM folder.
     slice_thickness_mm : float
         As for `find_series`, mm.
+    series : str, optional
+        Label of the series to take, as the cohort table pins it.
 
     Returns
     -------
     hu : numpy.ndarray, (z, y, x), int16
         The acquired slices.
     description : dict
-        `acquisition`, `geometry`, `series`.
+        `acquisition`, `geometry`, `series`, `warnings`.
 
     Raises
     ------
     InputError
         See `find_series`, `plan_series`, `read_hu`; also two different images at one position.
     """
-    taken, others = find_series(folder, slice_thickness_mm)
+    taken, others = find_series(folder, slice_thickness_mm, series)
     slices, geometry = plan_series(taken)
     hu = np.empty((len(slices), taken.headers[0].Rows, taken.headers[0].Columns), np.int16)
     for index, same in enumerate(slices):
         hu[index] = read_hu(same[0])
-        for other in same[1:]:
-            if not np.array_equal(read_hu(other), hu[index]):
-                raise InputError(
-                    f"a second image at the position of slice {index + 1} shows something else",
-                    "keep one acquisition in the folder",
-                    other.filename,
-                )
     description = {
         "acquisition": _acquisition(taken, slices, geometry),
         "geometry": geometry,
         "series": {
             "taken": {
+                "label": taken.label,
                 "number": taken.number,
-                "files": len(taken.headers),
+                "files": taken.files,
                 "slice_thickness_mm": taken.slice_thickness_mm,
                 "kernel": taken.kernel,
+                **({"pinned": True, "against": taken.reason} if taken.pinned else {}),
             },
             "others": [one.summary() for one in others],
         },
+        "warnings": series_warnings(taken, others) + geometry_warnings(geometry) + _value_warnings(hu),
     }
     return hu, description
+
+
+def _value_warnings(hu):
+    """Say that values are no Hounsfield units of a head, where the tags claim that they are."""
+    low, high = int(hu.min()), int(hu.max())
+    if _shows_air_and_bone(low, high):
+        return []
+    return [
+        {
+            "problem": f"values from {low} to {high} HU: a head CT holds air and bone",
+            "action": "look at the images: they may be windowed, or RescaleIntercept may be wrong",
+        }
+    ]
 
 
 def _acquisition(series, slices, geometry):
@@ -141,50 +175,68 @@ def read_nifti_scan(path):
     Parameters
     ----------
     path : path-like
-        `.nii` or `.nii.gz`, Hounsfield units.
+        `.nii` or `.nii.gz`, Hounsfield units. Its axes may stand in any order; those of the result are turned so that
+        the third runs through axial slices.
 
     Returns
     -------
     hu : numpy.ndarray, (z, y, x), int16
         The slices.
     description : dict
-        `acquisition`, `geometry`, `series`; what only DICOM tells is None.
+        `acquisition`, `geometry`, `series`, `warnings`; what only DICOM tells is None.
 
     Raises
     ------
     InputError
         The file is unreadable, not axial, of unknown orientation, or its values cannot be HU of a whole head.
     """
-    geometry = _nifti_geometry(path)
-    values, _ = read_volume(path)
+    geometry, order = _nifti_layout(path)
+    values = read_volume(path)[0].transpose([2 - axis for axis in reversed(order)])
+    if values.dtype.kind == "f":
+        unknown = np.isnan(values)
+        # ASSUME: a volume that was resampled holds NaN around the scanned field, corners included.
+        if unknown.any() and not unknown[:: len(unknown) - 1, :: unknown.shape[1] - 1, :: unknown.shape[2] - 1].any():
+            raise InputError("values that are no numbers within the volume", "export the scan again", path)
+        values = np.where(unknown, np.float32(AIR_HU), values)
     low, high = float(values.min()), float(values.max())
-    # ASSUME: a whole head CT holds air (below -200 HU) and bone (above 200 HU); stored values without the
-    # intercept, windowed or skull-stripped volumes lack one or the other.
-    if not (np.isfinite(low) and np.isfinite(high)) or low > -200 or high < 200:
+    if not (np.isfinite(low) and np.isfinite(high)) or not _shows_air_and_bone(low, high):
         raise InputError(
             f"values from {low:g} to {high:g} are not Hounsfield units of a whole head",
             "give the scan in HU, neither windowed nor skull-stripped, or as DICOM",
             path,
         )
-    columns, rows, count = geometry["shape_xyz"]
+    columns, rows = geometry["shape_xyz"][:2]
     spacing = np.linalg.norm(np.array(geometry["affine"])[:3, :2], axis=0).tolist()
     unknown = ("manufacturer", "model", "slice_thickness_mm", "window_width", "window_level", "kernel", "kvp")
     description = {
         "acquisition": {
             **dict.fromkeys(unknown),
-            "slices": count,
+            "slices": geometry["acquired_slices"],
             "matrix": [columns, rows],
             "pixel_spacing_mm": spacing,
             "field_of_view_mm": [columns * spacing[0], rows * spacing[1]],
         },
         "geometry": geometry,
-        "series": {"taken": {"number": None, "files": 1, "slice_thickness_mm": None, "kernel": None}, "others": []},
+        "series": {
+            "taken": {"label": None, "number": None, "files": 1, "slice_thickness_mm": None, "kernel": None},
+            "others": [],
+        },
+        "warnings": geometry_warnings(geometry),
     }
     return np.clip(np.rint(values), AIR_HU, 32767).astype(np.int16), description
 
 
-def _nifti_geometry(path):
-    """Work out the geometry of a NIfTI scan from its header."""
+def _shows_air_and_bone(low, high):
+    """Whether values can be Hounsfield units of a whole head.
+
+    Stored values without their intercept, windowed or skull-stripped volumes lack air or bone.
+    """
+    # ASSUME: a whole head CT holds air (below -200 HU) and bone (above 200 HU).
+    return low <= -200 and high >= 200
+
+
+def _nifti_layout(path):
+    """Work out the geometry of a NIfTI scan from its header, and the order of its axes that makes axial slices."""
     import nibabel
 
     try:
@@ -194,16 +246,64 @@ def _nifti_geometry(path):
     shape = header.get_data_shape()
     if len(shape) == 4 and shape[3] == 1:
         shape = shape[:3]
-    if len(shape) != 3 or shape[2] < MIN_SLICES:
+    if len(shape) != 3:
         raise InputError(f"shape {shape} is no stack of slices", "give one volume per file", path)
+    if header.get_data_dtype().fields or header.get_data_dtype().kind not in "iuf":
+        raise InputError("a picture in colour, or of complex numbers", "give the scan in Hounsfield units", path)
     if not header["sform_code"] and not header["qform_code"]:
         raise InputError("the file does not say how the volume lies", "export the scan again, with its affine", path)
-    affine = header.get_best_affine()
-    normal = np.cross(affine[:3, 0], affine[:3, 1])
-    length = np.linalg.norm(normal)
-    if not np.isfinite(affine).all() or length == 0 or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+    affine = np.array(header.get_best_affine(), float)
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if header.get_xyzt_units()[0] in ("meter", "micron") or 0 < sides.min() < 0.05 or sides.max() > 30:
+        raise InputError(
+            f"voxels of {sides[0]:.3g} x {sides[1]:.3g} x {sides[2]:.3g} {header.get_xyzt_units()[0]}",
+            "give the scan with an affine in millimetres",
+            path,
+        )
+    if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 1e-6 * sides.prod():
         raise InputError("the affine is degenerate", "export the scan again", path)
-    if abs(normal[2]) / length < np.cos(np.radians(MAX_TILT_DEG)):
-        raise InputError("the third axis does not run through axial slices", "store axial slices", path)
-    origins = affine[:3, 3] + np.outer(np.arange(shape[2]), affine[:3, 2])
-    return stack_geometry(origins, affine[:3, 0], affine[:3, 1], shape[0], shape[1], path)
+    # The axis nearest to the body's may stand anywhere: coronal and sagittal orders are turned.
+    axial = int((np.abs(affine[2, :3]) / sides).argmax())
+    order = [axis for axis in range(3) if axis != axial] + [axial]
+    affine = affine[:, [*order, 3]]
+    columns, rows, count = (shape[axis] for axis in order)
+    across, down, step = affine[:3, :3].T
+    normal = np.cross(across, down)
+    side = sorted(np.linalg.norm([across, down], axis=1))
+    if abs(normal[2]) / np.linalg.norm(normal) < np.cos(np.radians(MAX_TILT_DEG)) or (
+        axial != 2 and side[1] > 2 * side[0]
+    ):
+        raise InputError("no axis runs through axial slices", "store axial slices", path)
+    if count < MIN_SLICES:
+        raise InputError(f"shape {shape} is no stack of slices", "give one volume per file", path)
+    origins = affine[:3, 3] + np.outer(np.arange(count), step)
+    geometry = stack_geometry(origins, across, down, columns, rows, path)
+    _refuse_doubtful_affine(header, geometry["tilt_deg"] > SHEAR_DEG, shape, path)
+    return geometry, order
+
+
+def _refuse_doubtful_affine(header, sheared, shape, path):
+    """Refuse a file whose two affines contradict each other, or whose affine is known to be wrong."""
+    # dcm2niix writes a tilted or uneven scan twice: as acquired, with an affine that cannot be right, and corrected.
+    name = Path(path).name.removesuffix(".gz").removesuffix(".nii")
+    corrected = [
+        other for kind in ("Tilt", "Eq") for other in Path(path).parent.glob(f"{glob.escape(name)}_{kind}*.nii*")
+    ]
+    made_by_dcm2niix = bytes(header["descrip"]).startswith(b"Time=")
+    if corrected or (sheared and made_by_dcm2niix):
+        raise InputError(
+            "the plain dcm2niix conversion of a scan with tilted gantry or uneven slices, which misplaces them",
+            "give the DICOM folder (or the file that dcm2niix names _Tilt or _Eq)",
+            path,
+        )
+    if header["sform_code"] and header["qform_code"] and not sheared:  # a qform cannot hold a shear
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
+        apart = [affine[:3, :3] @ corners + affine[:3, 3:] for affine in (header.get_sform(), header.get_qform())]
+        distance = np.linalg.norm(apart[0] - apart[1], axis=0).max()
+        # ASSUME: rounding explains less than a millimetre.
+        if not distance < 1.0:
+            raise InputError(
+                f"the sform and the qform of the file contradict each other by up to {distance:.0f} mm",
+                "export the scan again, or make them equal where you know which is right",
+                path,
+            )

@@ -10,6 +10,8 @@ import numpy as np
 from haemex.errors import InputError
 
 MIN_SLICES = 5
+# ASSUME: a series that covers less is a part of the head.
+HEAD_COVERAGE_MM = 100.0
 EVEN_TOLERANCE = 0.01  # design, Geometry: beyond 1 % of the spacing slices are not even
 
 
@@ -18,7 +20,8 @@ def stack_geometry(origins, across, down, columns, rows, file):
 
     An even stack is written as acquired: the third column of the affine is the step between positions, which a tilted
     gantry makes oblique to the image plane. An uneven stack is written on an even grid from the first to the last
-    position, with the step nearest to the median step that divides the distance exactly.
+    position, with the step nearest to the median step that divides the distance exactly, and never with as many slices
+    as were acquired: a mask's shape then says on which of the two grids it was drawn.
 
     Parameters
     ----------
@@ -65,6 +68,9 @@ def stack_geometry(origins, across, down, columns, rows, file):
     mean = span / len(steps)
     even = bool(np.abs(steps - mean).max() <= EVEN_TOLERANCE * mean)
     count = len(origins) if even else round(float(span / np.median(steps))) + 1
+    # Never as many even slices as were acquired: a mask's shape alone then says on which of the two grids it was
+    # drawn (ITK gives both the same affine, that of first and last slice).
+    count += not even and count == len(origins)
     step = span / (count - 1)
     affine = np.eye(4)
     affine[:3] = np.column_stack([across, down, slope * step, origins[0]]) + 0.0  # no minus zeros
@@ -80,6 +86,50 @@ def stack_geometry(origins, across, down, columns, rows, file):
         "even": even,
         "tilt_deg": float(np.degrees(np.arctan2(np.linalg.norm(slope - normal), 1.0))),
     }
+
+
+def geometry_warnings(geometry):
+    """Say what is odd about the geometry of a scan that can be used all the same.
+
+    Parameters
+    ----------
+    geometry : dict
+        See `stack_geometry`.
+
+    Returns
+    -------
+    list of dict
+        `problem` and `action`; empty where all is well.
+    """
+    found = []
+    positions = np.array(geometry["acquired_positions_mm"])
+    steps = np.diff(positions)
+    if not geometry["even"]:
+        found.append(
+            {
+                "problem": f"slices unevenly spaced, {steps.min():.2f} to {steps.max():.2f} mm apart; they are brought "
+                f"to an even grid of {geometry['shape_xyz'][2]} slices",
+                "action": "nothing, or check that the series is complete",
+            }
+        )
+        close = np.flatnonzero(steps < 0.6 * np.median(steps))
+        if close.size:
+            where = "; ".join(f"slices {i + 1} and {i + 2} {steps[i]:.2f} mm apart" for i in close[:3])
+            found.append(
+                {
+                    "problem": f"slices overlap where two parts of the scan meet: {where} (counted from the lowest)",
+                    "action": "look at these slices: the same anatomy must not be shown twice",
+                }
+            )
+    span = positions[-1] - positions[0]
+    if span < HEAD_COVERAGE_MM:
+        found.append(
+            {
+                "problem": f"the slices cover only {span:.0f} mm",
+                "action": "check that the series shows the whole head",
+            }
+        )
+    return found
 
 
 def refuse_gaps(positions, thicknesses, file):
@@ -120,30 +170,6 @@ def even_volume(hu, geometry):
         On the written grid.
     """
     return np.rint(_interpolate(hu, geometry)).astype(np.int16)
-
-
-def even_mask(mask, geometry):
-    """Bring a mask drawn on the acquired slices to the written grid.
-
-    Parameters
-    ----------
-    mask : numpy.ndarray, (z, y, x)
-        0 or 1, on the acquired slices.
-    geometry : dict
-        See `stack_geometry`.
-
-    Returns
-    -------
-    numpy.ndarray, (z, y, x), uint8
-        1 where the linearly interpolated mask reaches 0.5. A mask so thin that it reaches 0.5 nowhere (one slice
-        between two even ones) is kept where it comes closest. The mask itself where the slices are even.
-    """
-    mask = np.asarray(mask, np.uint8)
-    if geometry["even"]:
-        return mask
-    share = _interpolate(mask, geometry)
-    reached = min(0.5, float(share.max())) if mask.any() else 0.5
-    return (share >= reached).astype(np.uint8)
 
 
 def _interpolate(volume, geometry):

@@ -19,6 +19,8 @@ HEADER_BYTES = 352
 # NIfTI-1 codes of the types that haemex writes.
 TYPES = {2: np.dtype(np.uint8), 4: np.dtype(np.int16), 16: np.dtype(np.float32)}
 MILLIMETRES, SCANNER = 2, 1
+# Axes count as degenerate where the sine of the angle between them is below this: such a grid has no orientation.
+DEGENERATE = 1e-6
 SINGLE_FILE = b"n+1\0"
 
 
@@ -51,6 +53,59 @@ def read_volume(path):
     return np.ascontiguousarray(array), affine
 
 
+def read_grid(path):
+    """Read a volume's shape and affine, not its voxels.
+
+    Parameters
+    ----------
+    path : path-like
+        `.nii` or `.nii.gz`.
+
+    Returns
+    -------
+    shape : tuple of int
+        (z, y, x), of a 4-D volume with the copy before it.
+    affine : numpy.ndarray, (4, 4)
+        Voxel index (x, y, z) to RAS, mm.
+
+    Raises
+    ------
+    InputError
+        The file is no readable NIfTI volume.
+    """
+    try:
+        with gzip.open(path) as file:
+            shape, _, affine, _ = parse_header(file.read(HEADER_BYTES))
+    except (OSError, EOFError, ValueError, zlib.error):
+        image = _load_foreign(path)
+        shape, affine = tuple(int(size) for size in image.shape[::-1]), image.affine
+    return shape, affine
+
+
+def states_orientation(path):
+    """Whether a NIfTI file says how its volume lies: its sform or its qform carries a code.
+
+    Without one, readers disagree on left and right.
+
+    Parameters
+    ----------
+    path : path-like
+        `.nii` or `.nii.gz`, or one of the pair `.hdr` and `.img`.
+
+    Raises
+    ------
+    InputError
+        The file is no readable NIfTI volume.
+    """
+    try:
+        with gzip.open(path) as file:
+            parse_header(file.read(HEADER_BYTES))
+        return True  # haemex always writes one
+    except (OSError, EOFError, ValueError, zlib.error):
+        header = _load_foreign(path).header
+        return "sform_code" in header and bool(header["sform_code"] or header["qform_code"])
+
+
 def _read_own(path):
     """Read a file that haemex wrote; None if another program did.
 
@@ -67,18 +122,43 @@ def _read_own(path):
     return np.frombuffer(data, dtype).reshape(shape).copy(), affine, slope, 0.0
 
 
-def _read_foreign(path):
-    """Read any NIfTI volume: array (..., z, y, x), affine, slope, intercept."""
+def _load_foreign(path):
+    """Open any NIfTI volume with nibabel: the header, and where the voxels are."""
     import nibabel
 
     if not Path(path).is_file():
         raise InputError("there is no such file", "check the path", path)
     try:
-        image = nibabel.load(path)
+        return nibabel.load(path)
+    except _damages() as error:
+        raise _unreadable(error, path) from None
+
+
+def _read_foreign(path):
+    """Read any NIfTI volume: array (..., z, y, x), affine, slope, intercept."""
+    image = _load_foreign(path)
+    try:
         stored = np.asarray(image.dataobj.get_unscaled())
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"not a readable NIfTI volume ({error})", "export the file again", path) from None
+    except _damages() as error:
+        raise _unreadable(error, path) from None
+    if stored.dtype.kind not in "biuf":
+        raise InputError("colours or complex numbers where a volume has one value per voxel", "export it in grey", path)
     return stored.transpose(), image.affine, image.dataobj.slope, image.dataobj.inter
+
+
+def _unreadable(error, path):
+    return InputError(f"not a readable NIfTI volume ({' '.join(str(error).split())})", "export the file again", path)
+
+
+def _damages():
+    """What nibabel raises on files that are no NIfTI, or damaged."""
+    import nibabel
+
+    space = nibabel.spatialimages
+    return (
+        nibabel.filebasedimages.ImageFileError, space.HeaderDataError, space.ImageDataError,
+        OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error,
+    )  # fmt: skip
 
 
 def write_volume(path, array, affine, slope=None):
@@ -91,7 +171,7 @@ def write_volume(path, array, affine, slope=None):
     array : numpy.ndarray, (z, y, x)
         Written in its own type, unless `slope` is given.
     affine : array-like, (4, 4)
-        Voxel index (x, y, z) to RAS, mm. May be sheared: it goes into the sform, exact to float32.
+        Voxel index (x, y, z) to RAS, mm. May be sheared: it goes into the sform, exact to float32. See `header_bytes`.
     slope : float, optional
         Store round(array / slope) as int16 with this scale in the header.
 
@@ -114,6 +194,11 @@ def write_volume(path, array, affine, slope=None):
 def header_bytes(shape, dtype, affine, slope=None):
     """Make the 352 header bytes of a single-file NIfTI-1 volume.
 
+    The sform holds the affine. The qform beside it is the affine itself where that is a rotation; of a sheared one
+    (tilted gantry) it keeps the image planes and the distance between them, stacked along their normal around the same
+    middle. ITK, and with it ITK-SNAP and 3D Slicer, opens a tilted scan through the qform alone: what is drawn there
+    fits index by index, and its volume in mL is right. The third voxel size is the distance between the planes.
+
     Parameters
     ----------
     shape : tuple of int
@@ -131,15 +216,61 @@ def header_bytes(shape, dtype, affine, slope=None):
     struct.pack_into("<i", header, 0, 348)
     struct.pack_into("<8h", header, 40, len(shape), *shape[::-1], *([1] * (7 - len(shape))))
     struct.pack_into("<2h", header, 70, code, 8 * np.dtype(dtype).itemsize)
-    zooms = [1.0, *np.linalg.norm(affine[:3, :3], axis=0), 1.0, 1.0, 1.0, 1.0]
-    struct.pack_into("<8f", header, 76, *zooms)
+    square = _square(affine, shape)
+    zooms, quaternion, offset, code = (
+        ([1.0, *np.linalg.norm(affine[:3, :3], axis=0)], [0.0] * 3, [0.0] * 3, 0) if square is None else square
+    )
+    struct.pack_into("<8f", header, 76, *zooms, 1.0, 1.0, 1.0, 1.0)
     struct.pack_into("<3f", header, 108, HEADER_BYTES, 1.0 if slope is None else slope, 0.0)
     struct.pack_into("<B", header, 123, MILLIMETRES)
-    # A qform cannot hold a shear; readers that prefer it would silently square a tilted scan, so only the sform is set.
-    struct.pack_into("<2h", header, 252, 0, SCANNER)
+    struct.pack_into("<2h", header, 252, code, SCANNER)
+    struct.pack_into("<6f", header, 256, *quaternion, *offset)
     struct.pack_into("<12f", header, 280, *affine[:3].ravel())
     header[344:348] = SINGLE_FILE
     return bytes(header)
+
+
+def _square(affine, shape):
+    """Square an affine around the middle of its volume, as a qform holds it.
+
+    Returns `pixdim` 0 to 3 (handedness, voxel sizes in mm), the quaternion's b, c, d, the offset in mm, and the code;
+    None where the affine is degenerate.
+    """
+    across, down, step = affine[:3, :3].T
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or not sizes.min() > 0:
+        return None
+    # Sums, not products of matrices: their last digit depends on the machine, and a header is compared bit by bit.
+    right, front = across / sizes[0], down / sizes[1]
+    front = front - (front * right).sum() * right
+    if np.linalg.norm(front) < DEGENERATE:
+        return None
+    front /= np.linalg.norm(front)
+    normal = np.cross(right, front)
+    distance = float((normal * step).sum())
+    if abs(distance) < DEGENERATE * sizes[2]:
+        return None
+    zooms = [math.copysign(1.0, distance), sizes[0], sizes[1], abs(distance)]
+    squared = np.column_stack([right * sizes[0], front * sizes[1], normal * distance])
+    middle = (np.array(shape[:-4:-1]) - 1) / 2
+    offset = affine[:3, 3] + ((affine[:3, :3] - squared) * middle).sum(axis=1)
+    return zooms, _quaternion(np.column_stack([right, front, normal])), offset, SCANNER
+
+
+def _quaternion(rotation):
+    """Turn a rotation matrix into b, c, d of its unit quaternion, with a not negative (NIfTI-1, method 2)."""
+    m = rotation.tolist()
+    # Four times the products of each pair of a, b, c, d; the row with the largest square loses no digits.
+    products = [
+        [1 + m[0][0] + m[1][1] + m[2][2], m[2][1] - m[1][2], m[0][2] - m[2][0], m[1][0] - m[0][1]],
+        [m[2][1] - m[1][2], 1 + m[0][0] - m[1][1] - m[2][2], m[0][1] + m[1][0], m[0][2] + m[2][0]],
+        [m[0][2] - m[2][0], m[0][1] + m[1][0], 1 - m[0][0] + m[1][1] - m[2][2], m[1][2] + m[2][1]],
+        [m[1][0] - m[0][1], m[0][2] + m[2][0], m[1][2] + m[2][1], 1 - m[0][0] - m[1][1] + m[2][2]],
+    ]
+    largest = max(range(4), key=lambda i: products[i][i])
+    row = products[largest]
+    norm = math.copysign(math.sqrt(sum(value * value for value in row)), row[0])
+    return [value / norm + 0.0 for value in row[1:]]
 
 
 def parse_header(header):

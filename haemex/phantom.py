@@ -11,7 +11,7 @@ planes of a scan, tilted or not, are matrix products. Each slice is the mean of 
 
 import io
 import math
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from statistics import NormalDist
@@ -502,6 +502,8 @@ def write_cohort_table(patients, path, folder):
         home = Path(folder, patient["row"]["patient"])
         paths = {name: home / name.removesuffix("_ct") for name in ("baseline_ct", "followup_ct")}
         paths |= {name: home / f"{name}.nii.gz" for name in ("baseline_mask", "followup_mask")}
+        if patient["row"]["died_or_surgery_before_followup"]:
+            del paths["followup_ct"], paths["followup_mask"]
         if patient["truth"]["second_reading"]:
             paths["baseline_mask_rater2"] = home / "baseline_mask_rater2.nii.gz"
         rows.append(patient["row"] | {name: value.as_posix() for name, value in paths.items()})
@@ -1384,17 +1386,17 @@ def _dataset(patient, timepoint, seed):
     name = row["patient"]
     scanner = SCANNERS[truth["scanner"]]
     rng = _generator(seed, name, "identity")
-    day = date.fromisoformat(row["admission_date"]) + timedelta(days=int(timepoint == "followup"))
+    start = datetime.fromisoformat(row["admission_date"]) + timedelta(minutes=int(rng.integers(0, 24 * 60)))
+    if timepoint == "followup":
+        start += timedelta(hours=row["ct_to_followup_h"] or 24.0)
     data = Dataset()
     data.file_meta = FileMetaDataset()
     data.file_meta.MediaStorageSOPClassUID = CTImageStorage
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data.SpecificCharacterSet = "ISO_IR 100"
     data.SOPClassUID = CTImageStorage
-    data.StudyDate = data.SeriesDate = data.AcquisitionDate = data.ContentDate = day.strftime("%Y%m%d")
-    data.StudyTime = data.SeriesTime = data.AcquisitionTime = data.ContentTime = (
-        f"{rng.integers(0, 24):02d}{rng.integers(0, 60):02d}00"
-    )
+    data.StudyDate = data.SeriesDate = data.AcquisitionDate = data.ContentDate = start.strftime("%Y%m%d")
+    data.StudyTime = data.SeriesTime = data.AcquisitionTime = data.ContentTime = start.strftime("%H%M%S")
     data.AccessionNumber = f"ACC{rng.integers(10**7, 10**8)}"
     data.Modality = "CT"
     data.Manufacturer = scanner["manufacturer"]

@@ -7,16 +7,15 @@ import json
 import math
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import safetensors.torch
 import torch
-from scipy import ndimage
 
 from haemex.errors import InputError
 from haemex.logs import Progress, announce
 from haemex.network import TwoOutputUNet, computing, device_name, place, predict_scan, probability
-from haemex.nifti import read_volume, write_atomically, write_volume
+from haemex.nifti import read_grid, read_volume, write_atomically, write_volume
+from haemex.resample import resample_haematoma
 from haemex.segmentation_metrics import volume_ml
 from haemex.tables import write_table
 
@@ -185,8 +184,9 @@ def predict_patients(*, bundle_folder, patients, preprocessing, threads, predict
                     ct_path,
                 )
             native_shape, native_affine = read_grid(native_path)
-            native = to_native_grid(haematoma, affine, native_shape, native_affine)
-            write_volume(Path(masks_folder) / f"{patient}_grid.nii.gz", (haematoma > 0.5).astype(np.uint8), affine)
+            drawn = haematoma > 0.5
+            native = resample_haematoma(drawn, affine, native_affine, native_shape).astype(np.uint8)
+            write_volume(Path(masks_folder) / f"{patient}_grid.nii.gz", drawn.astype(np.uint8), affine)
             write_volume(Path(masks_folder) / f"{patient}_haematoma.nii.gz", native, native_affine)
             expansion = probability(logit)
             rows.append(
@@ -226,78 +226,6 @@ def refuse_other_preprocessing(trained_with, present, file):
     ]
     if differing:
         raise InputError("; ".join(differing), "set the section resample as in the bundle's model.json", file)
-
-
-def read_grid(path):
-    """Read a volume's shape and affine, not its voxels.
-
-    Parameters
-    ----------
-    path : path-like
-        NIfTI.
-
-    Returns
-    -------
-    shape : tuple of int
-        (z, y, x)
-    affine : numpy.ndarray, (4, 4)
-        Voxel index (x, y, z) to RAS, mm.
-
-    Raises
-    ------
-    InputError
-        No readable NIfTI volume.
-    """
-    try:
-        image = nibabel.load(path)
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError) as error:
-        raise InputError(f"not a readable NIfTI volume ({error})", "run the stage convert again", path) from None
-    return tuple(int(size) for size in image.shape[2::-1]), image.affine
-
-
-def to_native_grid(haematoma, affine, native_shape, native_affine):
-    """Bring a predicted haematoma back to the grid of the scan as acquired.
-
-    The probability is interpolated linearly at every native voxel's centre and cut at 0.5, in one step through both
-    affines. Voxels outside the network's field of view, which ends half a voxel beyond its outermost voxel centres,
-    are 0: nothing is known there.
-
-    Parameters
-    ----------
-    haematoma : numpy.ndarray, (z, y, x)
-        Probability, or a mask of 0 and 1, on the network's grid.
-    affine : numpy.ndarray, (4, 4)
-        Of the network's grid, voxel index (x, y, z) to mm.
-    native_shape : tuple of int
-        (z, y, x)
-    native_affine : numpy.ndarray, (4, 4)
-        Of the native grid; may be rotated and sheared against the other.
-
-    Returns
-    -------
-    numpy.ndarray, (z, y, x), uint8
-        0 or 1, on the native grid.
-    """
-    native = np.zeros(native_shape, np.uint8)
-    inside = np.argwhere(haematoma > 0.5)
-    if not len(inside):
-        return native
-    # Indices in array order (z, y, x), so the rows and columns of the affines change places.
-    back = np.linalg.inv(affine) @ native_affine
-    matrix, offset = back[:3, :3][::-1, ::-1], back[:3, 3][::-1]
-    # Beyond one voxel around the voxels above 0.5, no interpolated value is above 0.5. The native box around that box:
-    corners = np.array(np.meshgrid(*zip(inside.min(0) - 1, inside.max(0) + 1, strict=True))).reshape(3, -1)
-    box = np.linalg.solve(matrix, corners - offset[:, None])
-    first = np.clip(np.floor(box.min(1)).astype(int), 0, native_shape)
-    last = np.clip(np.ceil(box.max(1)).astype(int) + 1, 0, native_shape)
-    limits = np.array(haematoma.shape)[:, None, None] - 0.5
-    rows, columns = np.arange(first[1], last[1])[:, None], np.arange(first[2], last[2])
-    for z in range(first[0], last[0]):
-        at = np.stack([m[0] * z + m[1] * rows + m[2] * columns + o for m, o in zip(matrix, offset, strict=True)])
-        values = ndimage.map_coordinates(haematoma, at, order=1, mode="nearest", prefilter=False)
-        values[((at < -0.5) | (at > limits)).any(0)] = 0
-        native[z, first[1] : last[1], first[2] : last[2]] = values > 0.5
-    return native
 
 
 def _load_weights(path, network):

@@ -40,13 +40,15 @@ def code_version(rule, root=ROOT):
     return digest.hexdigest()[:16]
 
 
-def folder_version(folder, root=ROOT):
+def folder_version(folder, *names, root=ROOT):
     """Digest the files of a folder, such as the report's templates: names and contents, no times.
 
     Parameters
     ----------
     folder : str
         A folder below `root`.
+    names : str
+        Files in it; by default all, those of its subfolders too.
     root : path-like
         Folder of the project.
 
@@ -56,7 +58,8 @@ def folder_version(folder, root=ROOT):
         16 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for path in sorted(path for path in Path(root, folder).rglob("*") if path.is_file()):
+    everything = (path for path in Path(root, folder).rglob("*") if path.is_file())
+    for path in sorted([Path(root, folder, name) for name in names] or everything):
         digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from haemex.errors import InputError
 from haemex.nifti import read_volume, write_atomically, write_volume
+from haemex.shapes import fraction_inside, keep_volume, signed_distance
 
 CT_SLOPE = 2**-10  # z-scores in int16: steps of 0.001, up to 32
 # Where a voxel of the grid is wider than this many native ones (demo grids, not the paper's), one point does not stand
@@ -61,7 +62,8 @@ def resample_scan(
     matrix : sequence of int
         (x, y, z), voxels.
     spline_order : int
-        Order of the B-spline for the CT, 1 to 5; 3 is cubic. Masks are interpolated linearly and cut at 0.5.
+        Order of the B-spline for the CT, 1 to 5; 3 is cubic. The brain mask is interpolated linearly and cut at 0.5,
+        the haematoma keeps its volume (see `resample_haematoma`).
     window_hu : sequence of float
         Lower and upper end of the window.
 
@@ -99,7 +101,7 @@ def resample_scan(
     if haematoma_path is not None:
         haematoma = _read_mask(haematoma_path, hu.shape, affine)
         inside_fraction = fraction_inside(haematoma, affine, grid_affine, shape)
-        grid_haematoma = resample_mask(haematoma, affine, grid_affine, shape)
+        grid_haematoma = resample_haematoma(haematoma, affine, grid_affine, shape)
         voxels = int(grid_haematoma.sum())
         write_volume(haematoma_out, grid_haematoma.astype(np.uint8), grid_affine)
     write_volume(ct_out, grid_ct, grid_affine, slope=CT_SLOPE)
@@ -161,40 +163,18 @@ def normalise(hu, brain, window_hu):
     ct : numpy.ndarray, (z, y, x)
         What the network sees; not finite where the brain has one value throughout.
     mean_hu, sd_hu : float
-        Of the windowed brain; the standard deviation of the population (divided by the number of voxels).
+        Of the windowed brain, what is denser than the window left out; the standard deviation of the population
+        (divided by the number of voxels).
     """
     windowed = np.clip(hu, *window_hu)
-    mean_hu, sd_hu = float(windowed[brain].mean(dtype=float)), float(windowed[brain].std(dtype=float))
+    # ASSUME: what is denser than the window is bone that fills a part of a voxel at the brain's rim, calcification or
+    # metal. It is shown, but does not count in mean and spread: on thick slices it would widen the latter by a third.
+    measured = windowed[brain & (hu <= window_hu[1])].astype(float)
+    mean_hu, sd_hu = (float(measured.mean()), float(measured.std())) if measured.size else (np.nan, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         scores = (windowed - mean_hu) / sd_hu
     # ASSUME: the skull-stripped image is zero outside the brain; the supplement only says that negatives become zero.
     return np.where(brain, np.maximum(scores, 0), 0), mean_hu, sd_hu
-
-
-def fraction_inside(mask, affine, grid_affine, shape):
-    """Count the part of a mask's voxels whose centre lies within a grid.
-
-    Parameters
-    ----------
-    mask : numpy.ndarray of bool, (z, y, x)
-        Native mask.
-    affine, grid_affine : numpy.ndarray, (4, 4)
-        Of the mask and of the grid.
-    shape : tuple of int
-        (z, y, x) of the grid.
-
-    Returns
-    -------
-    float or None
-        None for an empty mask.
-    """
-    index = np.argwhere(mask)[:, ::-1]
-    if len(index) == 0:
-        return None
-    to_grid = np.linalg.inv(grid_affine) @ affine
-    at = index @ to_grid[:3, :3].T + to_grid[:3, 3]
-    inside = np.all((at >= -0.5) & (at <= np.array(shape[::-1]) - 0.5), axis=1)
-    return float(inside.mean())
 
 
 def resample_mask(mask, affine, grid_affine, shape):
@@ -205,6 +185,62 @@ def resample_mask(mask, affine, grid_affine, shape):
     """
     # Half of a voxel must stay half: rounding of the weights must not turn it into 0.4999999.
     return resample_volume(mask, affine, grid_affine, shape, 1, 0.0) >= 0.5 - 1e-5
+
+
+def resample_haematoma(mask, affine, grid_affine, shape):
+    """Bring a haematoma to another grid; what lies within the grid keeps its volume, to the nearest voxel.
+
+    The signed distance to its surface is interpolated by a cubic spline (or averaged, see `AVERAGE_ABOVE`), and the
+    voxels that lie farthest inside are taken until the volume is reached; see `haemex.shapes`.
+
+    Parameters
+    ----------
+    mask : numpy.ndarray of bool, (z, y, x)
+        Native mask.
+    affine, grid_affine : numpy.ndarray, (4, 4)
+        Voxel index (x, y, z) to RAS mm, of the mask and of the grid; either may be sheared.
+    shape : tuple of int
+        (z, y, x) of the grid.
+
+    Returns
+    -------
+    numpy.ndarray of bool, (z, y, x)
+        Empty only if no voxel of the mask lies within the grid.
+    """
+    out = np.zeros(shape, bool)
+    inside = fraction_inside(mask, affine, grid_affine, shape)
+    if not inside:
+        return out
+    voxels = inside * np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3]) / np.linalg.det(grid_affine[:3, :3]))
+
+    # Only the surroundings of the mask matter: all that lies a voxel of the coarser grid farther out is outside.
+    across, down, step = affine[:3, :3].T
+    normal = np.cross(across, down) / np.linalg.norm(np.cross(across, down))
+    native_mm = np.array([abs(normal @ step), np.linalg.norm(down), np.linalg.norm(across)])
+    margin_mm = max(native_mm.max(), np.linalg.norm(grid_affine[:3, :3], axis=0).max())
+    part = []
+    for axis, reach in enumerate(np.ceil(margin_mm / native_mm).astype(int) + 1):
+        places = np.flatnonzero(mask.any(tuple({0, 1, 2} - {axis})))
+        part.append(slice(max(places[0] - reach, 0), places[-1] + reach + 1))
+    mask = mask[tuple(part)]
+    affine = _moved(affine, [one.start for one in part])
+    distance = signed_distance(mask, np.arange(len(mask)) * native_mm[0], native_mm[1:], 2 * margin_mm)
+
+    corners = np.array(np.meshgrid(*([-0.5, size - 0.5] for size in mask.shape[::-1]))).reshape(3, -1)
+    to_grid = np.linalg.inv(grid_affine) @ affine
+    at = (to_grid[:3, :3] @ corners + to_grid[:3, 3:])[::-1]
+    low = np.clip(np.floor(at.min(1)).astype(int), 0, shape)
+    high = np.clip(np.ceil(at.max(1)).astype(int) + 1, low, shape)
+    values = resample_volume(distance, affine, _moved(grid_affine, low), tuple(high - low), 3, -2 * margin_mm)
+    out[tuple(slice(*pair) for pair in zip(low, high, strict=True))] = keep_volume(values, max(1, round(voxels)))
+    return out
+
+
+def _moved(affine, start):
+    """The affine of the part of a grid that begins at voxel (z, y, x)."""
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, :3] @ np.asarray(start)[::-1]
+    return moved
 
 
 def resample_volume(volume, affine, grid_affine, shape, order, outside):

@@ -4,46 +4,114 @@ Descriptions are looked at and never repeated: they may hold names.
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from haemex.dicom import read_headers, tag_number, tag_values, tag_vector
+from haemex.dicom import (
+    CT_IMAGE,
+    ENHANCED_CT,
+    is_lossy,
+    read_headers,
+    read_hu,
+    tag_number,
+    tag_text,
+    tag_values,
+    tag_vector,
+    undecodable,
+)
 from haemex.errors import InputError
-from haemex.geometry import MIN_SLICES, refuse_gaps, stack_geometry
-
-CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
-ENHANCED_CT = (f"{CT_IMAGE}.1", f"{CT_IMAGE}.2")
+from haemex.geometry import HEAD_COVERAGE_MM, MIN_SLICES, refuse_gaps, stack_geometry
 
 # ASSUME: gantry and head together are tilted by less than this against the table's axis; what is steeper is a
 # coronal, sagittal or oblique reformat.
 MAX_TILT_DEG = 35.0
-# ASSUME: a series that covers less is a part of the head, unless nothing longer is there.
-HEAD_COVERAGE_MM = 100.0
+# ASSUME: what covers more is no scan of the head alone.
+MAX_HEAD_MM = 350.0
 SAME_POSITION_MM = 0.01
+PLANES = ("sagittal", "coronal", "axial")  # by the axis that the normal is nearest to
+LISTED = 12  # series named in an error
 
 NO_POSITION = "a CT image without position or orientation"
+REFORMAT = "a reformat"
+SECONDARY = "images derived from another series"
+CONTRAST = "with contrast medium"
+OTHER_PART = "a body part other than the head"
+FACE = "a part of the head other than the brain"
+COMPUTED = "computed from other images (dual energy, perfusion or subtraction)"
+ATTENUATION = "made for attenuation correction"
+BURNED_IN = "text burned into the images"
+TOO_LONG = "longer than a head"
+# What the cohort table may overrule: the images show tissue in Hounsfield units all the same.
+PINNABLE = (REFORMAT, SECONDARY, CONTRAST, OTHER_PART, FACE, COMPUTED, ATTENUATION, BURNED_IN, TOO_LONG)
 
-_SCOUT = {"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW"}
-_REFORMATTED = {"REFORMATTED", "MPR", "CSA MPR", "CSAPARALLEL", "CPR", "MIP", "MINIP", "VRT", "SSD", "PROJECTION IMAGE"}
-_NOT_HEAD = (
-    "CHEST",
-    "THORAX",
-    "LUNG",
-    "HEART",
-    "ABDOMEN",
-    "PELVIS",
-    "SPINE",
-    "LEG",
-    "KNEE",
-    "FOOT",
-    "HAND",
-    "EXTREMITY",
+# Values of ImageType.
+_SCOUT = {"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW", "SCANOGRAM"}
+_PROJECTION = {"MIP", "MINIP", "VRT", "SSD", "CPR", "PROJECTION IMAGE", "MAXIMUM", "MINIMUM", "VOLREN", "3D"}
+_REFORMAT = {"REFORMATTED", "MPR", "CSA MPR", "CSAPARALLEL", "RESAMPLED"}
+_NO_HU = {"MAT_SPECIFIC", "MAT_FRACTIONAL", "MAT_VALUE_BASED", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY", "STD_DEVIATION"}
+_COMPUTED = {"VMI", "MAT_REMOVED", "MAT_MODIFIED", "SUBTRACTION", "DIVISION", "MULTIPLICATION", "MASKED", "PERFUSION"}
+# Defined terms of RescaleType (DICOM PS3.3, C.11.1.1.2) that are no Hounsfield units.
+_OTHER_UNITS = {"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
+
+# Substrings of BodyPartExamined; those of three letters stand alone.
+_HEAD_PARTS = ("HEAD", "BRAIN", "SKULL", "CRANI", "CEREBR")
+_OTHER_PARTS = (
+    *("CHEST", "THORA", "LUNG", "HEART", "ABDOMEN", "PELVIS", "SPINE", "CERVICAL", "LUMBAR", "NECK", "AORTA", "COLON"),
+    *("LEG", "KNEE", "FOOT", "HAND", "EXTREMITY", "HIP", "SHOULDER", "ARM", "ELBOW", "WRIST", "ANKLE"),
+    *("LIVER", "KIDNEY", "WHOLEBODY"),
 )
-_NO_CONTRAST = {"", "NONE", "NO", "N", "0", "NATIVE", "PLAIN", "WITHOUT", "NO CONTRAST", "NON CONTRAST", "NON-CONTRAST"}
-_CONTRAST_WORDS = re.compile(r"\b(cta|angio\w*|perfusion|ctp|venogra\w*|post contrast|c\+)", re.IGNORECASE)
-_BONE_WORDS = re.compile(r"\b(bone|knochen|petrous)", re.IGNORECASE)
+_FACE_PARTS = ("SINUS", "ORBIT", "FACE", "FACIAL", "MAXILLA", "MANDIBLE", "JAW", "EAR", "TEMPORAL", "IAC", "MASTOID")
+
+
+def _words(*patterns):
+    """Match any of the words; spaces stand between them, and a dot asks for whatever the word ends with."""
+    alternatives = (
+        "|".join("|".join(pattern.split()) for pattern in patterns).replace(".", r"\w*").replace("_", r"[\s\-]?")
+    )
+    return re.compile(rf"\b(?:{alternatives})(?!\w)", re.IGNORECASE)
+
+
+# Words of descriptions: English, German, French, Spanish, Italian. They are free text, so no list is complete.
+_HEAD_WORDS = _words(
+    "head. brain. skull. cran. crân. neuro. cereb. cerveau kopf. schädel. schaedel. hirn. tete tête cabeza testa",
+    "encef. enceph. encéph. stroke cct ncct nect hoofd hersen.",
+)
+_OTHER_WORDS = _words(
+    "chest thora. lung. heart cardiac coronary abd. pelvi. becken. spine. wirbel. hws bws lws [ctl]_spine cervical",
+    "lumbar leg legs knee. foot hand hip hips shoulder. neck hals extremit. liver kidney. renal colon",
+)
+_FACE_WORDS = _words(
+    "sinus sinuses nnh orbit. facial face maxill. mandib. dental petrous. felsenbein. iac iacs mastoid.",
+    "temporal_bones?",
+)
+_WITHOUT_CONTRAST = re.compile(
+    r"\b(?:without|w[/\s]?o|non|no|un|ohne|sans|sin|senza|pre|vor|before|nil)[\s.\-]*(?:(?:iv|i\.v\.|the)[\s.\-]*)?"
+    r"(?:contrast\w*|enhanced|enhancement|km|cm|kontrast\w*|gad\w*|inj\w*)\b"
+    r"|\b(?:w[/\s]?o|nativ\w*|plain|nc[eh]?ct|nect)\b|\bno[\s\-]?c\b|\bc\s?-(?=\s|$)|(?<!\w)-\s?c\b",
+    re.IGNORECASE,
+)
+_WITH_CONTRAST = re.compile(
+    r"\b(?:ctas?|ctv|ctp|angio\w*|perf\w*|venogra\w*|arteri\w*|venous|venös\w*|venoes\w*|contrast\w*|kontrast\w*|km|"
+    r"post[\s\-]?(?:c|iv|inj\w*)|enhanced|ce|cect|bolus\w*|gado\w*|iomeron|omnipaque|ultravist)\b|\bc\s?\+|\+\s?c\b",
+    re.IGNORECASE,
+)
+_COMPUTED_WORDS = re.compile(
+    r"\b(?:mono\s?-?e\w*|mono|\d+\s?kev|iodine\w*|jod\w*|vnc|virtual\w*|z\s?-?eff\w*|electron density|subtra\w*|"
+    r"bone\s?-?remov\w*|r?cbf|r?cbv|mtt|ttp|tmax|tmip|mip|minip|vrt)\b",
+    re.IGNORECASE,
+)
+_ATTENUATION_WORDS = _words("ct_ac ac_ct attn. attenuation")
+_BONE_WORDS = re.compile(
+    r"\b(?:bone(?!\s?-?remov)\w*|bony|knochen\w*|petrous|osse\w+|hueso\w*|felsenbein\w*|sharp|lung)\b", re.IGNORECASE
+)
+_NO_AGENT = re.compile(
+    r"\s*(?:none|no|n|0|n/?a|nil|-+|\.|nativ\w*|plain|without|w/?o|ohne|sans|sin|unenhanced|not applicable|false|"
+    r"(?:no|non|without|ohne|sans|sin)[\s\-]+\w+(?:\s\w+)?)?\s*",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -53,9 +121,17 @@ class Series:
     Attributes
     ----------
     headers : tuple of pydicom.Dataset
-        Headers without pixels, in the order of the file paths.
+        Headers without pixels, in the order of their positions; see `haemex.dicom.read_headers`. None for files so
+        damaged that they have no header.
+    label : str
+        Unique within the folder, what a series is pinned by in the cohort table: the SeriesNumber ("3"), "3.1", "3.2"
+        where several share it, "x1", "x2" without one.
     number : int or None
         SeriesNumber.
+    files : int
+        How many files.
+    matrix : tuple of int or None
+        Columns and rows.
     slice_thickness_mm : float or None
         Median of SliceThickness, mm.
     kernel : str or None
@@ -64,32 +140,50 @@ class Series:
         A kernel made for bone or lung.
     derived : bool
         ImageType says DERIVED.
+    plane : str or None
+        "axial", "coronal" or "sagittal", the nearest; None where the images do not say how they lie.
+    slices : int
+        How many images: the files, or the frames of multi-frame files.
     coverage_mm : float
         From the first to the last slice along the normal, mm.
     reason : str
         Why it is not the series to take; "" where nothing speaks against it.
+    pinnable : bool
+        The cohort table may ask for it in spite of the reason.
+    pinned : bool
+        The cohort table asked for it; `reason` then holds why it would not have been taken, "" if it would.
+    damaged : tuple of haemex.dicom.Damaged
+        Files of this series that cannot be read.
     """
 
     headers: tuple
+    label: str
     number: int | None
+    files: int
+    matrix: tuple | None
     slice_thickness_mm: float | None
     kernel: str | None
     bone: bool
     derived: bool
+    plane: str | None
+    slices: int
     coverage_mm: float
     reason: str
+    pinnable: bool = True
+    pinned: bool = False
+    damaged: tuple = ()
 
     def __str__(self):
         thickness = "unknown thickness" if self.slice_thickness_mm is None else f"{self.slice_thickness_mm:g} mm"
-        name = "series without number" if self.number is None else f"series {self.number}"
-        return f"{name} ({len(self.headers)} files, {thickness})"
+        frames = f"{self.slices} frames in " if self.slices > self.files else ""
+        return f"series {self.label} ({frames}{self.files} file{'s' * (self.files != 1)}, {thickness})"
 
     def summary(self):
-        """Return number, files and reason: what may be told of a series without telling who it shows."""
-        return {"number": self.number, "files": len(self.headers), "reason": self.reason}
+        """Return label, number, files and reason: what may be told of a series without telling who it shows."""
+        return {"label": self.label, "number": self.number, "files": self.files, "reason": self.reason}
 
 
-def find_series(folder, slice_thickness_mm):
+def find_series(folder, slice_thickness_mm, wanted=None):
     """Choose the axial, original, non-contrast head CT series of a folder, from headers alone.
 
     Parameters
@@ -98,6 +192,8 @@ def find_series(folder, slice_thickness_mm):
         Walked through with all its subfolders. Names mean nothing; what is no DICOM image is ignored.
     slice_thickness_mm : float
         Of several fitting series the one nearest to this is taken, mm.
+    wanted : str, optional
+        Label of the series to take, as the cohort table pins it.
 
     Returns
     -------
@@ -111,14 +207,15 @@ def find_series(folder, slice_thickness_mm):
     InputError
         No series fits, or several fit equally well, or a file is damaged.
     """
-    return choose_series(list_series(folder), slice_thickness_mm, folder)
+    return choose_series(list_series(folder), slice_thickness_mm, folder, wanted)
 
 
 def list_series(folder):
     """Read the headers of a folder and sort them into series.
 
     One SeriesInstanceUID may hold images of several kinds (a scout, a screen): they are kept apart by what speaks
-    against them. Where positions repeat, the series is split by AcquisitionNumber if that makes them unique.
+    against them. Images whose positions repeat or interleave are split by what tells two stacks apart: direction, field
+    of view, kernel, thickness, acquisition.
 
     Parameters
     ----------
@@ -128,25 +225,35 @@ def list_series(folder):
     Returns
     -------
     list of Series
-        By series number, then by path of the first file.
+        By series number, each with a label that does not depend on the names of the files.
 
     Raises
     ------
     InputError
-        There is no folder, no DICOM image in it, or a DICOM file that cannot be read.
+        There is no folder, or no DICOM image in it.
     """
+    headers, damaged = read_headers(folder)
     groups = {}
-    for header in read_headers(folder):
+    for header in headers:
         groups.setdefault((str(header.get("SeriesInstanceUID", "")), _unfit(header)), []).append(header)
     if not groups:
-        raise InputError("there is no DICOM image in this folder", "check the path in the cohort table", folder)
+        rest = Counter(one.problem for one in damaged)
+        problem = "there is no DICOM image in this folder" + "".join(f"; {n} x {what}" for what, n in rest.items())
+        raise InputError(problem, "check the path in the cohort table", folder)
     series = []
-    for (_, reason), headers in groups.items():
-        series += [_series(part, reason) for part in ([headers] if reason else _acquisitions(headers))]
-    return sorted(series, key=lambda one: (one.number is None, one.number or 0, one.headers[0].filename))
+    for (_, reason), images in groups.items():
+        splits = not reason or reason in PINNABLE
+        series += [_series(part, reason) for part in (_stacks(images) if splits else [images])]
+    places = {_place(header.filename) for header in headers}
+    return _label(series + _damaged_series([one for one in damaged if not one.perhaps or _place(one.path) in places]))
 
 
-def choose_series(series, slice_thickness_mm, folder):
+def _place(path):
+    """Folder and suffix: what empty files share with the images they may have been."""
+    return Path(path).parent, Path(path).suffix.lower()
+
+
+def choose_series(series, slice_thickness_mm, folder, wanted=None):
     """Choose among the series of a folder.
 
     A soft kernel goes before a bone kernel, then the slice thickness nearest to the one wanted, then original images
@@ -160,6 +267,9 @@ def choose_series(series, slice_thickness_mm, folder):
         Slice thickness wanted, mm.
     folder : path-like
         Named in errors.
+    wanted : str, optional
+        Label of the series to take, as the cohort table pins it. It goes before every rule of preference, not before
+        what makes a series unusable (not CT, no position, not axial).
 
     Returns
     -------
@@ -173,12 +283,31 @@ def choose_series(series, slice_thickness_mm, folder):
     InputError
         None fits, several fit equally well, or those that fit are of several patients or studies.
     """
+    if not wanted:
+        return _by_rule(series, slice_thickness_mm, folder)
+    taken = _pinned(series, str(wanted).strip(), folder)
+    _refuse_fragments(taken, series)
+    try:
+        by_rule, others = _by_rule(series, slice_thickness_mm, folder)
+        reasons = {one.label: one.reason for one in (by_rule, *others)}
+    except InputError:
+        reasons = {one.label: one.reason for one in series}
+    others = [
+        replace(one, reason=reasons[one.label] or f"series {taken.label} is pinned in the cohort table")
+        for one in series
+        if one is not taken
+    ]
+    return replace(taken, pinned=True, reason=reasons[taken.label]), others
+
+
+def _by_rule(series, slice_thickness_mm, folder):
+    """Choose without a label."""
     fitting = [one for one in series if not one.reason]
     if not fitting:
-        listing = "; ".join(f"{one}: {one.reason}" for one in series)
         raise InputError(
-            f"no axial non-contrast head CT series in this folder: {listing}",
-            "give the folder of the head CT, or the scan as NIfTI in Hounsfield units",
+            f"no axial non-contrast head CT series in this folder: {_listing(series)}",
+            _how_to_pin([one for one in series if one.pinnable], "if one of them is right, ")
+            or "give the folder of the head CT, or the scan as NIfTI in Hounsfield units",
             folder,
         )
     _refuse_mixture(fitting, folder)
@@ -193,9 +322,7 @@ def choose_series(series, slice_thickness_mm, folder):
     equal = [one for one in whole if rank(one) == best]
     if len(equal) > 1:
         raise InputError(
-            f"{len(equal)} series fit equally well: " + "; ".join(map(str, equal)),
-            "name the subfolder of the right one in the cohort table, or take the other out of the folder",
-            folder,
+            f"{len(equal)} series fit equally well: " + "; ".join(map(str, equal)), _how_to_pin(equal), folder
         )
     taken = equal[0]
     _refuse_fragments(taken, series)
@@ -213,6 +340,73 @@ def choose_series(series, slice_thickness_mm, folder):
         return replace(one, reason="derived images, where original ones are there")
 
     return taken, [lost(one) for one in series if one is not taken]
+
+
+def _pinned(series, wanted, folder):
+    """Return the series that the cohort table asks for."""
+    labels = {one.label: one for one in series}
+    whole = wanted.removesuffix(".0")  # a spreadsheet's way to write 3
+    one = labels.get(wanted) or labels.get(whole)
+    if one is None:
+        raise InputError(
+            f"there is no series {wanted} in this folder: {_listing(series)}",
+            "put one of these labels into `baseline_series` (or `followup_series`) of the cohort table",
+            folder,
+        )
+    if one.reason and not one.pinnable:
+        raise InputError(
+            f"{one} is pinned in the cohort table and cannot be used: {one.reason}",
+            "pin another series, or leave the cell empty",
+            folder,
+        )
+    return one
+
+
+def _listing(series):
+    """Name series with what speaks against them."""
+    named = [f"{one}: {one.reason}" if one.reason else str(one) for one in series[:LISTED]]
+    more = len(series) - len(named)
+    return "; ".join(named) + (f"; and {more} more" if more else "")
+
+
+def _how_to_pin(series, condition=""):
+    """Say how one of several series is asked for; "" without any."""
+    if not series:
+        return ""
+    best = max(series, key=lambda one: one.slices).label if condition else series[0].label
+    where = "into `baseline_series` (or `followup_series`) of the cohort table"
+    return f"{condition}put its label, e.g. {best}, {where}"
+
+
+def series_warnings(taken, others=()):
+    """Say what is odd about the choice of a series.
+
+    Parameters
+    ----------
+    taken : Series
+        From `choose_series`.
+    others : list of Series
+        The rest.
+
+    Returns
+    -------
+    list of dict
+        `problem` and `action`; empty where all is well.
+    """
+    found = []
+    if taken.pinned and taken.reason:
+        problem = f"series {taken.label} is pinned in the cohort table against the rule: {taken.reason}"
+        found.append({"problem": problem, "action": "nothing, if this series is meant"})
+    if taken.bone:
+        problem = f"series {taken.label} is a reconstruction for bone or lung: noisy, with sharpened edges"
+        found.append({"problem": problem, "action": "export the soft-tissue reconstruction, if there is one"})
+    if any(map(is_lossy, taken.headers)):
+        problem = "the images were compressed with loss: their Hounsfield units are not exact"
+        found.append({"problem": problem, "action": "export the original images, if they are kept"})
+    if harmless := [damage for one in others for damage in one.damaged]:
+        problem = f"{len(harmless)} damaged file{'s' * (len(harmless) > 1)} of other series"
+        found.append({"problem": problem, "action": "nothing, or copy the study again"})
+    return found
 
 
 def plan_series(series):
@@ -239,25 +433,27 @@ def plan_series(series):
     first = series.headers[0]
     for header in series.headers:
         _refuse_difference(header, first)
-    order = np.argsort(_positions(series.headers), kind="stable")
-    places = _positions(series.headers)[order]
-    slices = []
-    for index, near in zip(order, np.diff(places, prepend=-np.inf) <= SAME_POSITION_MM, strict=True):
-        if near:
+    orientation = _orientation(series.headers)
+    places = _positions(series.headers, orientation)
+    slices, before = [], -np.inf
+    # Files with the same identity sort alike whatever their names.
+    for index in sorted(range(len(places)), key=lambda i: (places[i], _identity(series.headers[i]))):
+        if places[index] - before <= SAME_POSITION_MM:
             slices[-1].append(series.headers[index])
         else:
             slices.append([series.headers[index]])
+        before = places[index]
     folder = Path(first.filename).parent
     if len(slices) < MIN_SLICES:
         raise InputError(f"only {len(slices)} slices at different positions", "export the whole series", folder)
-    orientation = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
-    orientation /= np.linalg.norm(orientation, axis=1, keepdims=True)
+    across, down = orientation.reshape(2, 3)
+    across, down = across / np.linalg.norm(across), down / np.linalg.norm(down)
     to_ras = np.array([-1.0, -1.0, 1.0])  # DICOM counts x to the left and y to the back
     row_spacing, column_spacing = map(float, first.PixelSpacing)
     geometry = stack_geometry(
         np.array([one[0].ImagePositionPatient for one in slices], float) * to_ras,
-        orientation[0] * to_ras * column_spacing,
-        orientation[1] * to_ras * row_spacing,
+        across * to_ras * column_spacing,
+        down * to_ras * row_spacing,
         first.Columns,
         first.Rows,
         folder,
@@ -265,97 +461,289 @@ def plan_series(series):
     if not geometry["even"]:
         thicknesses = [tag_number(one[0], "SliceThickness") for one in slices]
         refuse_gaps(np.array(geometry["acquired_positions_mm"]), thicknesses, folder)
+    _refuse_second_images(slices)
     return slices, geometry
+
+
+def _identity(header):
+    """What tells an image from any other, in whatever file it stands."""
+    return str(header.get("SOPInstanceUID", "")), header.frame or 0
+
+
+def _refuse_second_images(slices):
+    """Refuse different images at one position; copies of one file are harmless."""
+    for index, same in enumerate(slices):
+        if len(same) == 1:
+            continue
+        shown = read_hu(same[0])
+        for other in same[1:]:
+            if not np.array_equal(read_hu(other), shown):
+                raise InputError(
+                    f"a second image at the position of slice {index + 1} shows something else",
+                    "keep one acquisition in the folder",
+                    other.filename,
+                )
+
+
+def _damaged_series(damaged):
+    """Make an entry for the unreadable files of each series, so that they are named and never forgotten."""
+    groups = {}
+    for one in damaged:
+        groups.setdefault((one.series_uid or "", one.perhaps), []).append(one)
+    return [
+        Series(
+            headers=(),
+            label="",
+            number=None,
+            files=len(group),
+            matrix=None,
+            slice_thickness_mm=None,
+            kernel=None,
+            bone=False,
+            derived=False,
+            plane=None,
+            slices=0,
+            coverage_mm=0.0,
+            reason=group[0].problem,
+            pinnable=False,
+            damaged=tuple(group),
+        )
+        for group in groups.values()
+    ]
+
+
+def _label(series):
+    """Sort series by number and give each its label, whatever the names of the files."""
+
+    def order(one):
+        acquisitions = [tag_number(header, "AcquisitionNumber") or 0.0 for header in one.headers]
+        uid = str(one.headers[0].SeriesInstanceUID) if one.headers else ""
+        first = min(map(_identity, one.headers), default=("", 0))
+        return not one.headers, one.number is None, one.number or 0, min(acquisitions, default=0), uid, first
+
+    series = sorted(series, key=order)
+    counts = Counter(one.number for one in series)
+    seen = Counter()
+    labelled = []
+    for one in series:
+        seen[one.number] += 1
+        label = f"x{seen[None]}" if one.number is None else str(one.number)
+        if one.number is not None and counts[one.number] > 1:
+            label += f".{seen[one.number]}"
+        labelled.append(replace(one, label=label))
+    return labelled
 
 
 def _unfit(header):
     """Say why an image cannot belong to the series wanted, from its own header; "" where nothing speaks against it."""
-    modality, sop_class = str(header.get("Modality", "")), str(header.SOPClassUID)
-    kinds = {str(kind).strip().upper() for kind in tag_values(header, "ImageType")}
+    modality, sop_class = tag_text(header, "Modality"), str(header.SOPClassUID)
     if modality != "CT":
-        return f"modality {modality or 'not stated'}, not CT"
-    if sop_class in ENHANCED_CT or (tag_number(header, "NumberOfFrames") or 1) > 1:
-        return "multi-frame (enhanced) CT: to be exported as single images"
-    if sop_class != CT_IMAGE:
+        # A code of the standard, or nothing is repeated.
+        return f"modality {modality if re.fullmatch('[A-Z]{2,16}', modality) else 'not stated'}, not CT"
+    if header.frame is None and (sop_class in ENHANCED_CT or (tag_number(header, "NumberOfFrames") or 1) > 1):
+        return "multi-frame CT that does not say where its frames lie"
+    if sop_class not in (CT_IMAGE, *ENHANCED_CT):
         return "a screen or another secondary image"
     if (tag_number(header, "SamplesPerPixel") or 1) != 1:
         return "colour images"
+    kinds = {str(kind).strip().upper() for kind in tag_values(header, "ImageType")}
     if kinds & _SCOUT:
         return "a scout"
-    if kinds & _REFORMATTED:
-        return "a reformat"
-    if "SECONDARY" in kinds:
-        return "images derived from another series"
+    if kinds & _PROJECTION:
+        return "a projection"
+    if kinds & _NO_HU or tag_text(header, "RescaleType").upper() in _OTHER_UNITS:
+        return "values that are no Hounsfield units"
     placed = tag_vector(header, "ImagePositionPatient", 3), tag_vector(header, "ImageOrientationPatient", 6)
     if any(vector is None for vector in placed):
         return NO_POSITION
-    if abs(_normal(header)[2]) < np.cos(np.radians(MAX_TILT_DEG)):
+    if abs(_normal(placed[1])[2]) < np.cos(np.radians(MAX_TILT_DEG)):
         return "not axial"
+    if kinds & _COMPUTED:
+        return COMPUTED
+    if kinds & _REFORMAT:
+        return REFORMAT
+    return SECONDARY if "SECONDARY" in kinds else ""
+
+
+def _against(headers):
+    """Say what speaks against a whole series, by its tags and descriptions; "" where nothing does."""
     # Descriptions are looked at and never repeated: they may hold names.
-    description = str(header.get("SeriesDescription") or "")
-    agent = " ".join(map(str, tag_values(header, "ContrastBolusAgent"))).strip().upper()
-    if agent not in _NO_CONTRAST or _CONTRAST_WORDS.search(description):
-        return "with contrast medium"
-    # ASSUME: a body part that names the trunk or a limb is right; an absent or unknown one may be a head.
-    if any(part in str(header.get("BodyPartExamined") or "").upper() for part in _NOT_HEAD):
-        return "a body part other than the head"
+    first = headers[len(headers) // 2]
+    description, protocol, study = (
+        re.sub(r"[_^\\]+", " ", f" {text} ")
+        for text in (
+            f"{tag_text(first, 'SeriesDescription')} {tag_text(first, 'ImageComments')}",
+            tag_text(first, "ProtocolName"),
+            tag_text(first, "StudyDescription"),
+        )
+    )
+    if _with_contrast(headers, description, protocol):
+        return CONTRAST
+    part = _other_part(tag_text(first, "BodyPartExamined").upper(), (description, protocol, study))
+    if part:
+        return part
+    if _COMPUTED_WORDS.search(description):
+        return COMPUTED
+    if _ATTENUATION_WORDS.search(description):
+        return ATTENUATION
+    if any(tag_text(header, "BurnedInAnnotation").upper() == "YES" for header in headers):
+        return BURNED_IN
     return ""
 
 
-def _normal(header):
+def _with_contrast(headers, description, protocol):
+    """Whether any image names an agent, or the description a contrast phase."""
+    for header in headers:
+        agent = tag_text(header, "ContrastBolusAgent")
+        if not _NO_AGENT.fullmatch(agent) or (tag_number(header, "ContrastBolusVolume") or 0) > 0:
+            return True
+    # The protocol often names the whole examination (a native scan within a CTA), so it is believed only where the
+    # description says nothing, and it says one thing only.
+    if _WITH_CONTRAST.search(_WITHOUT_CONTRAST.sub(" ", description)):
+        return True
+    negated = _WITHOUT_CONTRAST.search(description) or _WITHOUT_CONTRAST.search(protocol)
+    return not negated and bool(_WITH_CONTRAST.search(protocol))
+
+
+def _other_part(examined, texts):
+    """Say that another part of the body is shown; the words of descriptions count where BodyPartExamined is silent."""
+    # ASSUME: a body part that names the trunk or a limb is right; an absent or unknown one may be a head.
+    if any(part in examined for part in _HEAD_PARTS):
+        return ""
+    for parts, reason in ((_OTHER_PARTS, OTHER_PART), (_FACE_PARTS, FACE)):
+        if any(part == examined or (part in examined and len(part) > 3) for part in parts):
+            return reason
+    if examined:
+        return ""
+    for text in texts:
+        if _HEAD_WORDS.search(text):
+            return ""
+        if _FACE_WORDS.search(text):
+            return FACE
+        if _OTHER_WORDS.search(text):
+            return OTHER_PART
+    return ""
+
+
+def _normal(orientation):
     """Unit normal of an image, in DICOM's coordinates (x to the left, y to the back, z to the head)."""
-    orientation = np.array(header.ImageOrientationPatient, float)
     normal = np.cross(orientation[:3], orientation[3:])
     return normal / max(np.linalg.norm(normal), 1e-9)
 
 
-def _positions(headers):
-    """Position of every image along the normal of the first, mm."""
-    normal = _normal(headers[0])
-    return np.array([np.array(header.ImagePositionPatient, float) @ normal for header in headers])
+def _orientation(headers):
+    """Common orientation of a stack: the median, since single digits differ from slice to slice."""
+    return np.median([np.array(header.ImageOrientationPatient, float) for header in headers], axis=0)
 
 
-def _acquisitions(headers):
-    """Split images at repeated positions by AcquisitionNumber, where that leaves whole stacks without repetition."""
-    if _repetitions(headers) == 1:
+def _positions(headers, orientation):
+    """Position of every image along the normal, mm."""
+    return np.array([header.ImagePositionPatient for header in headers], float) @ _normal(orientation)
+
+
+def _stacks(headers):
+    """Split images that lie upon or between each other into the stacks they came from."""
+    repetitions = _repetitions(headers)
+    if repetitions == 1 and not _crowded(headers):
         return [headers]
+    first = headers[0]
+
+    def turned(header):
+        return bool(np.abs(np.subtract(header.ImageOrientationPatient, first.ImageOrientationPatient)).max() > 0.01)
+
+    def framed(header):
+        spacing, other = tag_vector(header, "PixelSpacing", 2), tag_vector(first, "PixelSpacing", 2)
+        alike = spacing is not None and other is not None and np.allclose(spacing, other, rtol=1e-3)
+        return header.get("Rows"), header.get("Columns"), alike
+
+    def made(header):
+        return tag_text(header, "ConvolutionKernel"), tag_number(header, "SliceThickness"), tag_number(header, "KVP")
+
+    for tell_apart in (turned, framed, made):
+        parts = _parts(headers, tell_apart)
+        if _overlap(parts):
+            return [stack for part in parts for stack in _stacks(part)]
+    parts = _parts(headers, lambda header: tag_text(header, "AcquisitionNumber"))
+    # What repeats more than once is no second scan but a dynamic one.
+    twice = repetitions <= 2 and _overlap(parts) and all(_repetitions(part) == 1 for part in parts)
+    return parts if twice else [headers]
+
+
+def _parts(headers, key):
     parts = {}
     for header in headers:
-        parts.setdefault(str(header.get("AcquisitionNumber", "")), []).append(header)
-    whole = all(len(part) >= MIN_SLICES and _repetitions(part) == 1 for part in parts.values())
-    return list(parts.values()) if whole else [headers]
+        parts.setdefault(key(header), []).append(header)
+    return list(parts.values())
+
+
+def _overlap(parts):
+    """Whether whole stacks lie upon each other; parts that follow one another are one scan."""
+    if len(parts) < 2 or any(len(part) < MIN_SLICES for part in parts):
+        return False
+    normal = _normal(np.array(parts[0][0].ImageOrientationPatient, float))
+    places = [np.array([header.ImagePositionPatient for header in part], float) @ normal for part in parts]
+    return any(
+        np.count_nonzero((one >= other.min() - SAME_POSITION_MM) & (one <= other.max() + SAME_POSITION_MM)) > 2
+        for one in places
+        for other in places
+        if one is not other
+    )
+
+
+def _crowded(headers):
+    """Whether slices lie much closer than they are thick."""
+    thicknesses = [tag_number(header, "SliceThickness") for header in headers]
+    steps = np.diff(np.sort(_positions(headers, _orientation(headers))))
+    return bool(steps.size) and None not in thicknesses and bool(steps.min() < 0.6 * max(thicknesses))
 
 
 def _repetitions(headers):
-    """How often the commonest position occurs."""
-    places = np.sort(_positions(headers))
+    """How many images lie at the commonest position, copies of a file counted once."""
+    places = _positions(headers, _orientation(headers))
+    places = np.sort([place for place, _ in {(p, _identity(one)) for p, one in zip(places, headers, strict=True)}])
     groups = np.cumsum(np.diff(places, prepend=places[0]) > SAME_POSITION_MM)
     return int(np.bincount(groups).max())
 
 
 def _series(headers, reason):
     """Describe a group of headers."""
+    placed = not reason or reason in PINNABLE
+    if placed:
+        places = _positions(headers, _orientation(headers))
+        headers = [headers[i] for i in sorted(range(len(places)), key=lambda i: (places[i], _identity(headers[i])))]
+    else:
+        headers = sorted(headers, key=_identity)
     header = headers[len(headers) // 2]
     thicknesses = [t for t in (tag_number(one, "SliceThickness") for one in headers) if t]
     kernel = next((str(value).strip() for value in tag_values(header, "ConvolutionKernel")), None) or None
     number = tag_number(header, "SeriesNumber")
-    coverage = 0.0
-    if not reason:
-        coverage = float(np.ptp(_positions(headers)))
+    coverage = float(np.ptp(places)) if placed else 0.0
+    if placed:
         if len(headers) < MIN_SLICES:
             reason = f"only {len(headers)} slice{'s' if len(headers) > 1 else ''}"
         elif _repetitions(headers) > 2:
             reason = "the same positions again and again (dynamic or perfusion)"
+        else:
+            reason = reason or _against(headers) or (TOO_LONG if coverage > MAX_HEAD_MM else "")
+    orientation = tag_vector(header, "ImageOrientationPatient", 6)
+    group = tag_text(header, "ConvolutionKernelGroup").upper()
     return Series(
         headers=tuple(headers),
+        label="",
         number=None if number is None else int(number),
+        files=len({one.filename for one in headers}),
+        matrix=(int(header.Columns), int(header.Rows)) if header.get("Columns") and header.get("Rows") else None,
         slice_thickness_mm=float(np.median(thicknesses)) if thicknesses else None,
         kernel=kernel,
         bone=is_bone_kernel(kernel, str(header.get("Manufacturer") or ""))
-        or bool(_BONE_WORDS.search(str(header.get("SeriesDescription") or ""))),
+        or group in ("BONE", "LUNG")
+        or bool(_BONE_WORDS.search(re.sub(r"[_^]", " ", tag_text(header, "SeriesDescription")))),
         derived="DERIVED" in {str(kind).strip().upper() for kind in tag_values(header, "ImageType")},
+        plane=None if orientation is None else PLANES[int(np.abs(_normal(orientation)).argmax())],
+        slices=len(headers),
         coverage_mm=coverage,
         reason=reason,
+        pinnable=not reason or reason in PINNABLE,
     )
 
 
@@ -394,24 +782,61 @@ def _refuse_mixture(fitting, folder):
 
 
 def _refuse_fragments(taken, series):
-    """Refuse a series of which single images have lost their position: a slice would be missing in silence."""
-    uid = taken.headers[0].SeriesInstanceUID
-    for one in series:
-        if one.reason == NO_POSITION and one.headers[0].SeriesInstanceUID == uid:
+    """Refuse a series of which images are damaged, without position or set apart: slices would be missing unseen."""
+    uid = str(taken.headers[0].get("SeriesInstanceUID", ""))
+    places = {_place(header.filename) for header in taken.headers}
+    for damage in (damage for one in series for damage in one.damaged):
+        if damage.series_uid in (None, uid) and (not damage.perhaps or _place(damage.path) in places):
             raise InputError(
-                f"{len(one.headers)} of {len(one.headers) + len(taken.headers)} images of the series have no "
+                f"{damage.problem}; it may be an image of series {taken.label}",
+                "copy the scan again, or take the file out of the folder if it is no part of it",
+                damage.path,
+            )
+    for one in series:
+        if not one.headers or one is taken or str(one.headers[0].get("SeriesInstanceUID", "")) != uid:
+            continue
+        if one.reason == NO_POSITION:
+            raise InputError(
+                f"{one.slices} of {one.slices + taken.slices} images of the series have no "
                 "ImagePositionPatient or ImageOrientationPatient",
                 "export the series again",
                 one.headers[0].filename,
             )
+        if one.slices < MIN_SLICES and _continues(one, taken):
+            raise InputError(
+                f"series {one.label} ({one.slices} slices, {one.reason}) continues series {taken.label} of the same "
+                "export, which would lack them",
+                "export the series again, or correct ImageType of these images",
+                one.headers[0].filename,
+            )
+
+
+def _continues(one, taken):
+    """Whether a few axial slices lie where the next ones of a stack would be."""
+    vectors = [tag_vector(header, "ImagePositionPatient", 3) for header in one.headers]
+    if one.plane != "axial" or any(vector is None for vector in vectors) or one.matrix != taken.matrix:
+        return False
+    orientation = _orientation(taken.headers)
+    stack = np.unique(_positions(taken.headers, orientation))
+    beyond = np.maximum(stack[0] - np.array(vectors) @ _normal(orientation), 0)
+    beyond = np.maximum(beyond, np.array(vectors) @ _normal(orientation) - stack[-1])
+    return bool(((beyond > SAME_POSITION_MM) & (beyond < 1.5 * np.median(np.diff(stack)))).any())
 
 
 def _refuse_difference(header, first):
-    """Refuse a slice that differs from the first in matrix, pixel size or orientation, or lacks them."""
+    """Refuse a slice that differs from the first in matrix, pixel size or orientation, or whose pixels are no good."""
 
     def refuse(problem):
         raise InputError(problem, "export the series again, one field of view and one orientation", header.filename)
 
+    if header.cut_off:
+        raise InputError("the file is cut off within its pixels", "copy the scan again", header.filename)
+    if problem := undecodable(header):
+        raise InputError(
+            f"the pixels are compressed as {problem}, which cannot be decoded here",
+            "export the series uncompressed, or as JPEG Lossless or JPEG 2000",
+            header.filename,
+        )
     spacing = tag_vector(header, "PixelSpacing", 2)
     if not header.get("Rows") or not header.get("Columns") or spacing is None or spacing.min() <= 0:
         refuse("the image states no matrix or no pixel size")

@@ -7,7 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from haemex.cohort import ELIGIBILITY_COLUMNS, ineligibility, read_cohort_table, split
+from haemex.cohort import ELIGIBILITY_COLUMNS, assume_well, enters, ineligibility, refused_columns, split
+from haemex.cohort_table import parse_cohort_table
 from haemex.errors import InputError
 from haemex.settings import candidate_names, candidate_settings, check_config
 
@@ -22,7 +23,10 @@ def one_sentence():
 
 
 class Study:
-    """A config and its cohort table, checked.
+    """A config and its cohort table.
+
+    What is wrong with the table stands in `faults` and ends nothing here: as long as there are any, the study consists
+    of the check alone, which lists them beside all other problems.
 
     Parameters
     ----------
@@ -32,27 +36,24 @@ class Study:
     Raises
     ------
     InputError
-        The config or the table is refused, or there is no table.
+        The config is refused, or there is no table, or nothing that can be read as one.
     """
 
+    SCANS = ("baseline_ct", "followup_ct")
     MASKS = ("baseline_mask", "followup_mask", "baseline_mask_rater2")
-    FILES = ("baseline_ct", "followup_ct", *MASKS)
+    FILES = (*SCANS, *MASKS)
+    SERIES = ("baseline_series", "followup_series")
 
     def __init__(self, config):
         check_config(config)
         self.config = config
         self.table = config["cohort_table"]
         self.truth = []
+        self._listings = {}
         if "phantom" in config:
             self._write_synthetic_table()
-        if not Path(self.table).is_file():
-            raise InputError(
-                "there is no cohort table here",
-                "Write yours as config/README.md describes and name it in `cohort_table` of config/config.yaml, "
-                "or run `make demo` to see the whole study on synthetic patients",
-                self.table,
-            )
-        self.rows = {row["patient"]: row for row in read_cohort_table(self.table)}
+        rows, self.faults = parse_cohort_table(self.table)
+        self.rows = {row["patient"]: row for row in rows}
         cohort_of = {
             patient: split(row["admission_date"], config["cohorts"])
             for patient, row in self.rows.items()
@@ -61,6 +62,12 @@ class Study:
         self.training = sorted(patient for patient, cohort in cohort_of.items() if cohort == "train")
         self.testing = sorted(patient for patient, cohort in cohort_of.items() if cohort == "test")
         self.patients = sorted(self.training + self.testing)
+        criteria = config["eligibility"], config["cohorts"]
+        self.checked = sorted(
+            patient
+            for patient, row in self.rows.items()
+            if enters(assume_well(row, refused_columns(self.faults, patient), *criteria), *criteria)
+        )
         self.candidates = candidate_names(config)
         self.folds = range(config["folds"])
 
@@ -90,15 +97,12 @@ class Study:
 
     def listing(self, patient, column):
         """Digest the names and sizes of the files in a scan's folder, which Snakemake does not look into."""
-        folder = Path(self.path(patient, column))
+        folder = Path(self.path(patient, column) or os.devnull)  # "" would be the folder one stands in
         if "phantom" in self.config or not folder.is_dir():
             return ""
-        entries = sorted(
-            (os.path.relpath(os.path.join(top, name), folder), os.path.getsize(os.path.join(top, name)))
-            for top, _, names in os.walk(folder)
-            for name in names
-        )
-        return _digest(entries)
+        if folder not in self._listings:  # two rules ask, and a network drive answers slowly
+            self._listings[folder] = _digest(_entries(folder))
+        return self._listings[folder]
 
     def has_followup_scan(self, patient):
         """Whether the table names a follow-up CT; without one, the table gives the follow-up volume itself."""
@@ -109,12 +113,35 @@ class Study:
         return _digest([[str(row[name]) for name in ELIGIBILITY_COLUMNS] for row in self.rows.values()])
 
     def table_digest(self):
-        """Digest the whole table."""
-        return _digest([{name: str(value) for name, value in row.items()} for row in self.rows.values()])
+        """Digest the clinical table: everything but where scans and masks are, which have rules of their own."""
+        left_out = (*self.FILES, *self.SERIES)
+        return _digest([{k: str(v) for k, v in row.items() if k not in left_out} for row in self.rows.values()])
+
+    def check_digest(self):
+        """Digest all that the check looks at: the table with its faults, and what stands in the folders of scans."""
+        rows = [{name: str(value) for name, value in row.items()} for row in self.rows.values()]
+        listings = [[self.listing(patient, column) for column in self.SCANS] for patient in self.checked]
+        return _digest([rows, self.faults, listings])
 
     def candidate(self, name, section):
         """Return the section `network` or `training` as a candidate changes it."""
         return candidate_settings(self.config, name)[section]
+
+
+def _entries(folder):
+    """List names and sizes of the files below a folder, links followed as when the scan is read."""
+    found, entered = [], set()
+    for top, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(top)
+        if real in entered:  # a link that leads back
+            folders.clear()
+            continue
+        entered.add(real)
+        for name in names:
+            path = os.path.join(top, name)
+            with contextlib.suppress(OSError):  # a link that leads nowhere
+                found.append((os.path.relpath(path, folder), os.stat(path).st_size))
+    return sorted(found)
 
 
 def _digest(content):

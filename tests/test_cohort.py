@@ -13,7 +13,6 @@ from haemex.cohort import (
     is_expansion,
     label_flips,
     read_cohort,
-    read_cohort_table,
     refuse_doubled_scans,
     split,
 )
@@ -60,54 +59,6 @@ def row(**changes):
         "poor_image_quality": False,
     }
     return {**typed, **changes}
-
-
-def test_cells_have_types_and_empty_is_missing(tmp_path):
-    table = write_table(tmp_path / "t.tsv", {"age_years": ""}, {"patient": "P2", "nihss": "7"}, columns=["nihss"])
-    first, second = read_cohort_table(table)
-    assert first["admission_date"] == datetime.date(2015, 3, 1)
-    assert first["age_years"] is None and second["age_years"] == 61.5
-    assert first["poor_image_quality"] is False and first["nihss"] is None and second["nihss"] == 7
-    assert first["blend_rater2"] is None  # an optional column that the table does not have
-
-
-def test_a_table_from_a_spreadsheet_with_byte_order_mark_and_windows_lines(tmp_path):
-    table = write_table(tmp_path / "t.tsv", {})
-    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes().replace(b"\n", b"\r\n"))
-    assert read_cohort_table(table)[0]["patient"] == "P1"
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"age_years": "old"}, ["line 2", "age_years", "`old` is no number"]),
-        ({"age_years": "999"}, ["age_years", "outside 0 to 120"]),
-        ({"sex": "male"}, ["sex", "`male` is unknown", "m"]),
-        ({"haemorrhage_site": "supratentorail"}, ["did you mean `supratentorial`?"]),
-        ({"poor_image_quality": "no"}, ["neither 0 nor 1"]),
-        ({"admission_date": "01.03.2015"}, ["no date of the form"]),
-        ({"patient": "Smith, J"}, ["letters and digits only"]),
-        ({"patient": ""}, ["no patient"]),
-    ],
-)
-def test_impossible_cells_are_refused_by_line_and_column(tmp_path, change, words):
-    with pytest.raises(InputError) as refusal:
-        read_cohort_table(write_table(tmp_path / "t.tsv", change))
-    for word in [*words, "t.tsv"]:
-        assert word in str(refusal.value)
-
-
-def test_unknown_missing_and_doubled_columns_and_patients(tmp_path):
-    with pytest.raises(InputError, match=r"unknown column `hypertention` .did you mean `hypertension`"):
-        read_cohort_table(write_table(tmp_path / "t.tsv", {"hypertention": "1"}, columns=["hypertention"]))
-    text = write_table(tmp_path / "t.tsv", {}).read_text()
-    (tmp_path / "t.tsv").write_text(text.replace("baseline_mask", "baseline_ct"))
-    with pytest.raises(InputError, match="`baseline_mask` is missing; column `baseline_ct` stands twice"):
-        read_cohort_table(tmp_path / "t.tsv")
-    with pytest.raises(InputError, match="patient P1 stands twice"):
-        read_cohort_table(write_table(tmp_path / "t.tsv", {}, {}))
-    with pytest.raises(InputError, match="holds no patient"):
-        read_cohort_table(write_table(tmp_path / "t.tsv"))
 
 
 @pytest.mark.parametrize(

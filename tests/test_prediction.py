@@ -1,13 +1,10 @@
 import csv
-import itertools
 import json
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from haemex.errors import InputError
 from haemex.network import initial_network, predict_scan
@@ -16,7 +13,6 @@ from haemex.prediction import (
     load_bundle,
     predict_patients,
     refuse_other_preprocessing,
-    to_native_grid,
     write_bundle,
 )
 
@@ -26,103 +22,6 @@ GRID_AFFINE = np.diag([5.0, 5.0, 7.5, 1.0])
 GRID_AFFINE[:3, 3] = -27.5, -27.5, -26.25
 TILTED = np.array([[0.0, 2.1, 0.0, -30.0], [-2.0, 0.1, 0.0, 31.0], [0.0, 0.3, 5.0, -28.0], [0, 0, 0, 1]])
 TILTED[1, 2] = 1.4  # gantry tilt: slices shifted against each other
-
-
-def trilinear(volume, at):
-    """Slow oracle: value at (z, y, x), nearest value beyond the outermost centres, 0 beyond the field of view."""
-    if any(not -0.5 <= a <= size - 0.5 for a, size in zip(at, volume.shape, strict=True)):
-        return 0.0
-    low = [int(np.floor(a)) for a in at]
-    total = 0.0
-    for corner in itertools.product((0, 1), repeat=3):
-        weight = np.prod([a - b if c else 1 - a + b for a, b, c in zip(at, low, corner, strict=True)])
-        index = tuple(min(max(b + c, 0), n - 1) for b, c, n in zip(low, corner, volume.shape, strict=True))
-        total += weight * volume[index]
-    return total
-
-
-def slowly_to_native(volume, affine, shape, native_affine):
-    native = np.zeros(shape)
-    for z, y, x in np.ndindex(*shape):
-        mm = native_affine @ [x, y, z, 1]
-        native[z, y, x] = trilinear(volume, (np.linalg.inv(affine) @ mm)[2::-1])
-    return native
-
-
-@settings(deadline=None, max_examples=15)
-@given(st.integers(0, 2**32 - 1))
-def test_native_mask_equals_the_slow_oracle_on_any_pair_of_grids(seed):
-    rng = np.random.default_rng(seed)
-    volume = np.zeros((5, 6, 7), np.float32)
-    first = [rng.integers(0, n - 1) for n in volume.shape]
-    part = tuple(slice(f, rng.integers(f + 1, n + 1)) for f, n in zip(first, volume.shape, strict=True))
-    volume[part] = rng.random(volume[part].shape)
-    affine = np.eye(4)
-    affine[:3, :3] = np.diag([2.0, 2.0, 3.0]) + rng.uniform(-0.3, 0.3, (3, 3))
-    native_affine = np.eye(4)
-    native_affine[:3, :3] = rng.permutation(np.diag([1.7, 1.9, 2.2])) + rng.uniform(-0.4, 0.4, (3, 3))
-    shape = (7, 8, 9)
-    centre = affine @ [3.0, 2.5, 2.0, 1]
-    native_affine[:3, 3] = (centre - native_affine @ [4.0, 3.5, 3.0, 0])[:3] + rng.uniform(-2, 2, 3)
-    oracle = slowly_to_native(volume, affine, shape, native_affine)
-    mask = to_native_grid(volume, affine, shape, native_affine)
-    clear = abs(oracle - 0.5) > 1e-5
-    np.testing.assert_array_equal(mask[clear], (oracle > 0.5)[clear])
-
-
-def box_mm(shape, affine, low, high):
-    z, y, x = np.indices(shape)
-    mm = np.einsum("ij,j...->i...", affine[:3], np.stack([x, y, z, np.ones(shape)]))
-    outside = np.maximum(np.reshape(low, (3, 1, 1, 1)) - mm, mm - np.reshape(high, (3, 1, 1, 1)))
-    return outside.max(0)  # negative inside; distance to the nearest face
-
-
-def test_a_box_comes_back_where_it_was_on_a_sheared_grid():
-    grid_shape, native_shape = (8, 12, 12), (13, 30, 31)
-    low, high = np.array([-12.0, -9.0, -14.0]), np.array([14.0, 17.0, 13.0])
-    box = (box_mm(grid_shape, GRID_AFFINE, low, high) < 0).astype(np.float32)
-    native = to_native_grid(box, GRID_AFFINE, native_shape, TILTED)
-    distance = box_mm(native_shape, TILTED, low, high)
-    assert (native[distance < -4.0] == 1).all()
-    assert (native[distance > 4.0] == 0).all()
-    assert (distance < -4.0).sum() > 50
-    voxel_ml = abs(np.linalg.det(TILTED[:3, :3])) / 1000
-    grid_ml = box.sum() * abs(np.linalg.det(GRID_AFFINE[:3, :3])) / 1000
-    assert native.sum() * voxel_ml == pytest.approx(grid_ml, rel=0.1)
-
-
-def test_the_same_grid_gives_the_same_mask_also_at_the_edge():
-    mask = np.random.default_rng(1).integers(0, 2, (4, 5, 6))
-    np.testing.assert_array_equal(to_native_grid(mask.astype(np.float32), TILTED, mask.shape, TILTED), mask)
-
-
-def test_whole_voxel_crops_and_shifts_come_back_exactly():
-    mask = np.zeros((4, 6, 6), np.float32)
-    mask[1:3, 2:6, 0:3] = 1
-    affine = TILTED.copy()
-    affine[:3, 3] = TILTED[:3, :3] @ [7, 5, 2] + TILTED[:3, 3]  # the network's grid begins at native x 7, y 5, z 2
-    native = to_native_grid(mask, affine, (9, 15, 16), TILTED)
-    expected = np.zeros((9, 15, 16))
-    expected[2:6, 5:11, 7:13] = mask
-    np.testing.assert_array_equal(native, expected)
-
-
-def test_nothing_is_claimed_outside_the_field_of_view():
-    everywhere = np.ones((4, 4, 4), np.float32)
-    native_affine = np.diag([0.5, 0.5, 0.5, 1.0])
-    native_affine[:3, 3] = -2.0
-    native = to_native_grid(everywhere, np.eye(4), (16, 16, 16), native_affine)
-    # Native centres -2, -1.5, ... mm; the field of view is -0.5 to 3.5 mm.
-    expected = np.zeros((16, 16, 16))
-    expected[3:12, 3:12, 3:12] = 1
-    np.testing.assert_array_equal(native, expected)
-    assert not to_native_grid(0.5 * everywhere, np.eye(4), (16, 16, 16), native_affine).any()
-
-
-def test_a_haematoma_outside_the_native_scan_is_left_out():
-    affine = np.eye(4)
-    affine[:3, 3] = 100.0
-    assert not to_native_grid(np.ones((4, 4, 4), np.float32), affine, (5, 5, 5), np.eye(4)).any()
 
 
 @pytest.fixture

@@ -83,13 +83,24 @@ def test_touching_a_file_changes_nothing(project):
 
 
 def test_a_folder_version_sees_names_and_contents_but_no_times(project):
-    before = folder_version("haemex", project)
+    before = folder_version("haemex", root=project)
     (project / "haemex/steel.py").touch()
-    assert folder_version("haemex", project) == before
+    assert folder_version("haemex", root=project) == before
     (project / "haemex/steel.py").write_text("edge = 2\n")
-    changed = folder_version("haemex", project)
+    changed = folder_version("haemex", root=project)
     (project / "haemex/steel.py").rename(project / "haemex/iron.py")
-    assert len({before, changed, folder_version("haemex", project)}) == 3
+    assert len({before, changed, folder_version("haemex", root=project)}) == 3
+
+
+def test_a_folder_version_of_single_files_sees_no_others(project):
+    (project / "haemex/other.py").write_text("a = 1\n")
+    before = folder_version("haemex", "steel.py", root=project)
+    (project / "haemex/other.py").write_text("a = 2\n")
+    assert folder_version("haemex", "steel.py", root=project) == before
+    (project / "haemex/steel.py").write_text("edge = 2\n")
+    assert folder_version("haemex", "steel.py", root=project) != before
+    with pytest.raises(FileNotFoundError):
+        folder_version("haemex", "misspelt.py", root=project)
 
 
 def test_the_stages_depend_on_their_own_code_only():

@@ -12,9 +12,9 @@ from haemex.errors import InputError
 from haemex.nifti import read_volume, write_volume
 from haemex.resample import (
     centre_of_mass_mm,
-    fraction_inside,
     network_affine,
     normalise,
+    resample_haematoma,
     resample_mask,
     resample_scan,
     resample_volume,
@@ -199,6 +199,59 @@ def test_mask_keeps_its_volume_on_any_grid():
         assert out.sum() * np.prod(40 / np.array(matrix)) == pytest.approx(native_mm3, rel=0.04)
 
 
+@pytest.mark.parametrize("affine", [NATIVE, SHEARED, OBLIQUE], ids=["parallel", "sheared", "oblique"])
+@pytest.mark.parametrize("matrix", [[80, 60, 40], [57, 43, 17], [12, 9, 7]])
+def test_haematoma_keeps_its_volume_and_its_place(affine, matrix):
+    """Cut at one half it lost up to 13 % on coarse grids, and stood up to half a slice off on fine ones."""
+    shape = (14, 60, 64)
+    mm = grid_mm(affine, shape)
+    centre = affine[:3, :3] @ [31, 30, 6.4] + affine[:3, 3]
+    mask = (((mm - centre[:, None, None, None]) / np.array([8, 7, 19])[:, None, None, None]) ** 2).sum(0) < 1
+    grid_affine = network_affine(np.add(centre, [0.3, -0.2, 1.9]), [24, 20, 60], matrix)
+    out = resample_haematoma(mask, affine, grid_affine, tuple(matrix[::-1]))
+    volume = mask.sum() * abs(np.linalg.det(affine[:3, :3]))
+    voxel = np.linalg.det(grid_affine[:3, :3])
+    assert out.sum() * voxel == pytest.approx(volume, abs=max(2 * voxel, 0.003 * volume))
+    there = centre_of_mass_mm(out, grid_affine) - centre_of_mass_mm(mask, affine)
+    assert np.abs(there / np.diag(grid_affine)[:3]).max() < 0.3
+
+
+def test_haematoma_grows_from_section_to_section():
+    """Native sections of 4 and 12 pixels, 6 mm apart, on a grid of 1 mm: a copy of the nearest would jump."""
+    mask = np.zeros((6, 20, 20), bool)
+    mask[1:3, 8:12, 8:12] = True
+    mask[3:5, 4:16, 4:16] = True
+    affine = np.diag([1, 1, 6, 1.0])
+    out = resample_haematoma(mask, affine, np.diag([1, 1, 1, 1.0]), (36, 20, 20))
+    widths = out[:, 10].sum(1)[12:19]
+    assert widths[0] < 6 and widths[-1] == 12
+    assert np.diff(widths.astype(int)).min() >= 0 and np.diff(widths.astype(int)).max() <= 2
+    assert out.sum() == pytest.approx(mask.sum() * 6, rel=0.02)
+
+
+def test_haematoma_partly_or_wholly_outside():
+    mask = np.zeros((4, 10, 20), bool)
+    mask[1:3, 3:7, 6:16] = True
+    affine = np.diag([1, 1, 5, 1.0])
+    # The grid's last voxel ends at x = 10.5: five of ten columns lie inside.
+    out = resample_haematoma(mask, affine, affine, (4, 10, 11))
+    assert out.sum() == mask.sum() / 2 and not (out & ~mask[:, :, :11]).any()
+    far = affine.copy()
+    far[0, 3] = 40
+    assert not resample_haematoma(mask, affine, far, (4, 10, 11)).any()
+    assert not resample_haematoma(mask & False, affine, affine, (4, 10, 11)).any()
+    np.testing.assert_array_equal(resample_haematoma(mask, affine, affine, mask.shape), mask)
+
+
+def test_a_haematoma_smaller_than_a_voxel_is_kept():
+    mask = np.zeros((4, 30, 30), bool)
+    mask[2, 11, 12] = True
+    out = resample_haematoma(
+        mask, np.diag([1, 1, 5, 1.0]), network_affine([14.5, 14.5, 7.5], [30, 30, 20], [3, 3, 2]), (2, 3, 3)
+    )
+    assert np.argwhere(out).tolist() == [[1, 1, 1]]
+
+
 def test_mask_at_exactly_half_is_inside():
     mask = np.array([[[False, True, True, False]]])
     grid_affine = np.eye(4)
@@ -226,21 +279,16 @@ def test_network_grid_by_hand():
 def test_normalise_by_hand():
     hu = np.array([[[-20.0, 20.0, 40.0, 160.0, 80.0]]])
     brain = np.array([[[True, True, True, True, False]]])
-    # Windowed 0, 20, 40, 100: mean 40, variance (1600 + 400 + 0 + 3600) / 4 = 1400.
+    # Windowed 0, 20, 40, 100, of which 160 HU are left out: mean 20, variance (400 + 0 + 400) / 3.
     ct, mean_hu, sd_hu = normalise(hu, brain, [0.0, 100.0])
-    assert mean_hu == 40
-    assert sd_hu == pytest.approx(1400**0.5)
-    np.testing.assert_allclose(ct, [[[0, 0, 0, 60 / 1400**0.5, 0]]])
+    assert mean_hu == 20
+    assert sd_hu == pytest.approx((800 / 3) ** 0.5)
+    np.testing.assert_allclose(ct, [[[0, 0, 20 / (800 / 3) ** 0.5, 80 / (800 / 3) ** 0.5, 0]]])
 
 
-def test_fraction_inside_half_a_head():
-    # 20 voxels of 1 mm along x, centred on 0; the grid spans x from 0 to 30.
-    mask = np.ones((2, 2, 20), bool)
-    affine = np.eye(4)
-    affine[:3, 3] = [-9.5, 0, 0]
-    assert fraction_inside(mask, affine, network_affine([15, 0, 0], [30, 10, 10], [3, 1, 1]), (1, 1, 3)) == 0.5
-    assert fraction_inside(mask, affine, network_affine([0, 0, 0], [5, 10, 10], [1, 1, 1]), (1, 1, 1)) == 0.3 - 0.05
-    assert fraction_inside(np.zeros((2, 2, 2), bool), affine, np.eye(4), (1, 1, 1)) is None
+def test_normalise_without_anything_to_measure():
+    ct, mean_hu, sd_hu = normalise(np.full((1, 2, 2), 700.0), np.ones((1, 2, 2), bool), [0.0, 100.0])
+    assert np.isnan([mean_hu, sd_hu]).all() and np.isnan(ct).all()
 
 
 def patient(folder, affine=NATIVE):
@@ -352,3 +400,56 @@ def test_bad_input(tmp_path):
         run(tmp_path, tmp_path / "d")
     for folder in "abcd":
         assert not list((tmp_path / folder).iterdir())
+
+
+# ---------------------------------------------------------------- a predicted haematoma, back on the native grid
+
+COARSE = np.diag([5.0, 5.0, 7.5, 1.0])
+COARSE[:3, 3] = -27.5, -27.5, -26.25
+TILTED = np.array([[0.0, 2.1, 0.0, -30.0], [-2.0, 0.1, 0.0, 31.0], [0.0, 0.3, 5.0, -28.0], [0, 0, 0, 1]])
+TILTED[1, 2] = 1.4  # gantry tilt: slices shifted against each other
+
+
+def box_mm(shape, affine, low, high):
+    """Distance of every voxel to the nearest face of a box, mm; negative inside."""
+    mm = grid_mm(affine, shape)
+    return np.maximum(np.reshape(low, (3, 1, 1, 1)) - mm, mm - np.reshape(high, (3, 1, 1, 1))).max(0)
+
+
+def test_a_box_comes_back_where_it_was_on_a_sheared_grid():
+    grid_shape, native_shape = (8, 12, 12), (13, 30, 31)
+    low, high = np.array([-12.0, -9.0, -14.0]), np.array([14.0, 17.0, 13.0])
+    box = box_mm(grid_shape, COARSE, low, high) < 0
+    native = resample_haematoma(box, COARSE, TILTED, native_shape)
+    distance = box_mm(native_shape, TILTED, low, high)
+    assert native[distance < -4.0].all() and not native[distance > 4.0].any()
+    assert (distance < -4.0).sum() > 50
+    ratio = abs(np.linalg.det(TILTED[:3, :3]) / np.linalg.det(COARSE[:3, :3]))
+    assert native.sum() * ratio == pytest.approx(box.sum(), abs=1)
+
+
+def test_the_same_grid_gives_the_same_haematoma_also_at_the_edge():
+    mask = np.random.default_rng(1).integers(0, 2, (4, 5, 6)) > 0
+    np.testing.assert_array_equal(resample_haematoma(mask, TILTED, TILTED, mask.shape), mask)
+
+
+def test_whole_voxel_crops_and_shifts_come_back_exactly():
+    mask = np.zeros((4, 6, 6), bool)
+    mask[1:3, 2:6, 0:3] = True
+    affine = TILTED.copy()
+    affine[:3, 3] = TILTED[:3, :3] @ [7, 5, 2] + TILTED[:3, 3]  # the network's grid begins at native x 7, y 5, z 2
+    native = resample_haematoma(mask, affine, TILTED, (9, 15, 16))
+    expected = np.zeros((9, 15, 16), bool)
+    expected[2:6, 5:11, 7:13] = mask
+    np.testing.assert_array_equal(native, expected)
+
+
+def test_nothing_is_claimed_outside_the_field_of_view():
+    everywhere = np.ones((4, 4, 4), bool)
+    native_affine = np.diag([0.5, 0.5, 0.5, 1.0])
+    native_affine[:3, 3] = -2.25
+    native = resample_haematoma(everywhere, np.eye(4), native_affine, (16, 16, 16))
+    # Native voxels 4 to 11 lie between -0.5 and 3.5 mm, the field of view.
+    expected = np.zeros((16, 16, 16), bool)
+    expected[4:12, 4:12, 4:12] = True
+    np.testing.assert_array_equal(native, expected)

@@ -49,14 +49,26 @@ def test_the_listing_of_a_scan_sees_names_and_sizes_but_no_times(config, tmp_pat
     write_table(tmp_path / "table.tsv", {"baseline_ct": "scan"})
     (tmp_path / "scan" / "deep").mkdir(parents=True)
     (tmp_path / "scan" / "deep" / "1").write_bytes(b"123")
-    study = Study(config)
-    before = study.listing("P1", "baseline_ct")
+
+    def listing():
+        return Study(config).listing("P1", "baseline_ct")
+
+    before = listing()
     os.utime(tmp_path / "scan" / "deep" / "1", (1, 1))
-    assert study.listing("P1", "baseline_ct") == before
+    assert listing() == before
     (tmp_path / "scan" / "deep" / "1").write_bytes(b"1234")
-    longer = study.listing("P1", "baseline_ct")
+    longer = listing()
     (tmp_path / "scan" / "deep" / "1").rename(tmp_path / "scan" / "deep" / "2")
-    assert len({before, longer, study.listing("P1", "baseline_ct")}) == 3
+    renamed = listing()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "3").write_bytes(b"1")
+    (tmp_path / "scan" / "link").symlink_to(tmp_path / "elsewhere")
+    linked = listing()
+    assert len({before, longer, renamed, linked}) == 4
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "scan")  # a circle
+    (tmp_path / "elsewhere" / "nowhere").symlink_to(tmp_path / "absent")
+    assert listing() == linked
+    assert Study(config).listing("P1", "followup_ct") == ""
 
 
 def test_a_clinical_value_does_not_touch_what_decides_eligibility(config, tmp_path):
@@ -88,3 +100,56 @@ def test_a_misspelt_key_is_refused_before_the_table_is_looked_for(config):
     config["epochs"] = 3
     with pytest.raises(InputError, match="unknown key `epochs`"):
         Study(config)
+
+
+def test_a_table_with_faults_builds_a_study_that_keeps_them(config, tmp_path):
+    write_table(
+        tmp_path / "table.tsv",
+        {"patient": "A"},
+        {"patient": "B", "age_years": "6,1"},
+        {"patient": "C", "admission_date": "1.3.2015"},
+        {"patient": "D", "age_years": "6,1", "haemorrhage_site": "infratentorial"},
+        {"patient": "E", "sex": "male"},
+        {"patient": "F", "age_years": "6,1", "admission_date": "2030-01-01"},
+        {"patient": "G", "age_years": ""},
+        {"patient": "A", "age_years": "3"},
+    )
+    study = Study(config)
+    assert [(fault["patient"], fault["column"]) for fault in study.faults] == [
+        ("B", "age_years"), ("C", "admission_date"), ("D", "age_years"), ("E", "sex"), ("F", "age_years"), ("A", ""),
+    ]  # fmt: skip
+    assert study.patients == ["A", "E"]
+    # D stays out whatever the age, and so does F, admitted after both periods; nobody knows the age of G.
+    assert study.checked == ["A", "B", "C", "E"]
+    assert study.rows["A"]["age_years"] == 61.5
+
+
+def test_a_missing_column_keeps_nobody_from_the_check(config, tmp_path):
+    table = write_table(tmp_path / "table.tsv", {"patient": "A"}, {"patient": "B"}, {"patient": "C", "age_years": "3"})
+    table.write_text(table.read_text().replace("onset_to_ct_h", "onset_h"))
+    study = Study(config)
+    assert study.patients == [] and study.checked == ["A", "B"]
+
+
+def test_a_pinned_series_changes_its_own_conversion_and_the_check_alone(config, tmp_path):
+    pins = ["baseline_series", "followup_series"]
+    write_table(tmp_path / "table.tsv", {"patient": "A"}, {"patient": "B"}, columns=pins)
+    before = Study(config)
+    write_table(tmp_path / "table.tsv", {"patient": "A"}, {"patient": "B", "baseline_series": "3.1"}, columns=pins)
+    after = Study(config)
+    assert before.path("B", "baseline_series") == "" and after.path("B", "baseline_series") == "3.1"
+    assert before.path("A", "baseline_series") == after.path("A", "baseline_series")
+    assert before.table_digest() == after.table_digest()
+    assert before.eligibility_digest() == after.eligibility_digest()
+    assert before.check_digest() != after.check_digest()
+
+
+def test_the_check_runs_again_after_any_change_of_the_table(config, tmp_path):
+    table = write_table(tmp_path / "table.tsv", {"baseline_ct": "scan"})
+    (tmp_path / "scan").mkdir()
+    digests = [Study(config).check_digest()]
+    (tmp_path / "scan" / "1").write_bytes(b"1")
+    digests.append(Study(config).check_digest())
+    table.write_text(table.read_text().replace("\tsex", "\tsex\tnew").replace("\tm\t", "\tm\t\t"))
+    digests.append(Study(config).check_digest())  # an unknown column changes no row
+    assert len(set(digests)) == 3

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from haemex import volume
 from haemex.convert import convert_scan
 from haemex.errors import InputError
-from haemex.geometry import even_mask, stack_geometry
+from haemex.geometry import stack_geometry
 from haemex.nifti import read_volume, write_volume
+from haemex.shapes import even_mask
 
 COLUMNS, ROWS = 10, 8
 EVEN = [0, 5, 10, 15, 20, 25.0]
@@ -96,6 +97,7 @@ def test_box_on_even_slices(tmp_path):
         "rater2_ml": None,
         "rater_dice": None,
         "pixel_digest": {"baseline": "d1", "followup": None},
+        "warnings": [],
     }
     np.testing.assert_array_equal(mask, box(6))
     assert mask.dtype == np.uint8
@@ -153,17 +155,13 @@ def test_mask_drawn_on_the_written_volume_of_an_uneven_scan(tmp_path):
     np.testing.assert_array_equal(mask, box(9))
 
 
-def test_as_many_even_slices_as_uneven_ones(tmp_path):
-    geometry = geometry_of([0, 4, 9, 13.5, 18, 22.5])  # median step 4.5: 6 slices again
+def test_the_number_of_slices_tells_the_grid_of_an_uneven_scan(tmp_path):
+    """Steps 4, 5, 4.5, 4.5, 4.5: the median step would give 6 even slices for 6 acquired ones, so there are 7."""
+    geometry = geometry_of([0, 4, 9, 13.5, 18, 22.5])
     assert not geometry["even"]
-    assert geometry["shape_xyz"][2] == 6
-    lowest = box(6, slice(0, 1))
-    on_written = measure(tmp_path, geometry, write_mask(tmp_path / "w.nii.gz", lowest, geometry["affine"]))[0]
-    assert on_written["baseline_ml"] == pytest.approx(15 * 4.5 / 1000)
-    moved = np.array(geometry["affine"])
-    moved[2, 2] = 4.0  # as a reader writes it that takes the first step for all
-    on_acquired = measure(tmp_path, geometry, write_mask(tmp_path / "a.nii.gz", lowest, moved))[0]
-    assert on_acquired["baseline_ml"] == pytest.approx(15 * 4.0 / 1000)
+    assert geometry["shape_xyz"][2] != 6
+    lowest = measure(tmp_path, geometry, write_mask(tmp_path / "a.nii.gz", box(6, slice(0, 1)), geometry["affine"]))[0]
+    assert lowest["baseline_ml"] == pytest.approx(15 * 4.0 / 1000)
 
 
 @given(
@@ -218,9 +216,9 @@ def test_any_label_and_any_type(tmp_path):
         np.testing.assert_array_equal(volume.fit_mask(path, geometry)[0], box(6))
 
 
-def shifted(affine, millimetres):
+def shifted(affine, x=0.0, y=0.0, z=0.0):
     moved = np.array(affine)
-    moved[0, 3] += millimetres
+    moved[:3, 3] += x, y, z
     return moved
 
 
@@ -233,7 +231,9 @@ def shifted(affine, millimetres):
         (lambda a: (np.where(box(6), np.nan, 0).astype(np.float32), a), "values 0, nan where"),
         (lambda a: (box(7), a), "10 x 8 pixels and 7 slices, its CT 10 x 8 and 6"),
         (lambda a: (box(6)[:, :, :9], a), "9 x 8 pixels and 6 slices"),
-        (lambda a: (box(6), shifted(a, 51)), "lies 51 mm from"),
+        (lambda a: (box(6), shifted(a, 51)), "lies up to 51 mm from"),
+        (lambda a: (box(6), shifted(a, z=6)), "lies up to 6 mm from"),
+        (lambda a: (box(6), a @ np.diag([1, 1, 1.5, 1])), "lies up to 12 mm from"),  # 7.5 mm for 5 mm, 5 steps
         (lambda a: (box(6), a @ np.diag([2, 0.5, 1, 1])), r"pixels of 1 x 1 mm, its CT 0\.5 x 2 mm"),
         (lambda a: (box(6)[:5], a), "5 slices"),
     ],
@@ -249,19 +249,103 @@ def test_masks_that_are_refused(tmp_path, make, problem):
     assert not (tmp_path / "out.nii.gz").exists()
 
 
-def test_a_mask_a_little_beside_is_laid_on_index_by_index(tmp_path):
+def test_a_mask_half_a_voxel_beside_is_laid_on_index_by_index(tmp_path):
+    """As programs write it that count a voxel's place from its corner."""
     geometry = geometry_of(EVEN)
-    path = write_mask(tmp_path / "m.nii.gz", box(6), shifted(geometry["affine"], 49))
+    path = write_mask(tmp_path / "m.nii.gz", box(6), shifted(geometry["affine"], 0.25, 1, 2.5))
     np.testing.assert_array_equal(volume.fit_mask(path, geometry)[0], box(6))
 
 
-def test_files_that_are_no_mask(tmp_path):
+def test_scripts_that_forget_the_orientation_are_refused(tmp_path):
+    """NumPy and nibabel: the right array, index by index, under an affine that says something else or nothing.
+
+    Laid on as the affine says, the mask of a head lying as usual would be mirrored left to right and front to back.
+    """
+    affine = np.array([[-0.5, 0, 0, 20], [0, -0.5, 0, 12], [0, 0, 5, -10], [0, 0, 0, 1.0]])
+    origins = affine[:3, 3] + np.outer(range(6), affine[:3, 2])
+    geometry = stack_geometry(origins, affine[:3, 0], affine[:3, 1], COLUMNS, ROWS, "x")
+    drawn = box(6).transpose(2, 1, 0)
+    nibabel.save(nibabel.Nifti1Image(drawn, np.eye(4)), tmp_path / "identity.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(drawn, np.diag([0.5, 0.5, 5, 1])), tmp_path / "spacing.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(drawn, np.abs(affine)), tmp_path / "signs.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(drawn, None), tmp_path / "none.nii.gz")
+    nibabel.save(nibabel.AnalyzeImage(drawn, affine), tmp_path / "analyze.hdr")
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(box(6)), str(tmp_path / "bare.nrrd"))
+    spaced = SimpleITK.GetImageFromArray(box(6))
+    spaced.SetSpacing((0.5, 0.5, 5))
+    SimpleITK.WriteImage(spaced, str(tmp_path / "spaced.mha"))
+    for name, problem in (
+        ("identity.nii.gz", "pixels of 1 x 1 mm"),
+        ("spacing.nii.gz", "mirrored"),
+        ("signs.nii.gz", "mirrored"),
+        ("none.nii.gz", "does not say how it lies"),
+        ("analyze.hdr", "does not say how it lies"),
+        ("analyze.img", "does not say how it lies"),
+        ("bare.nrrd", "pixels of 1 x 1 mm"),
+        ("spaced.mha", "mirrored"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            volume.fit_mask(tmp_path / name, geometry)
+
+
+def test_a_nifti_pair_is_read(tmp_path):
+    geometry = geometry_of(EVEN)
+    nibabel.save(nibabel.Nifti1Pair(box(6).transpose(2, 1, 0), np.array(geometry["affine"])), tmp_path / "m.hdr")
+    for name in ("m.hdr", "m.img"):
+        np.testing.assert_array_equal(volume.fit_mask(tmp_path / name, geometry)[0], box(6))
+
+
+def test_values_that_are_no_mask_are_named(tmp_path):
+    geometry = geometry_of(EVEN)
+    rng = np.random.default_rng(0)
+    for values, action in (
+        (rng.random(box(6).shape).astype(np.float32), "look like probabilities"),
+        (np.where(box(6), 60, -1000).astype(np.int16), "looks like the CT itself"),
+        (box(6) * 3 + box(6, slice(3, 4)), "as one label"),
+    ):
+        with pytest.raises(InputError, match=r"holds the values .* where 0 and one label") as caught:
+            volume.fit_mask(write_mask(tmp_path / "m.nii.gz", values, geometry["affine"]), geometry)
+        assert action in caught.value.action
+        assert len(str(caught.value)) < 400
+
+
+def test_files_that_are_no_mask(tmp_path, write_series):
     (tmp_path / "m.nrrd").write_text("no image")
     (tmp_path / "m.nii.gz").write_text("no image")
+    (tmp_path / "empty.mha").write_bytes(b"")
     SimpleITK.WriteImage(SimpleITK.Image(4, 4, SimpleITK.sitkUInt8), str(tmp_path / "flat.mha"))
-    for name, problem in (("m.nrrd", "not a readable"), ("m.nii.gz", "not a readable"), ("flat.mha", "single values")):
-        with pytest.raises(InputError, match=problem):
+    SimpleITK.WriteImage(SimpleITK.Image([4, 4, 4], SimpleITK.sitkVectorUInt8, 3), str(tmp_path / "rgb.nrrd"))
+    colours = np.zeros((4, 3, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colours, np.eye(4)), tmp_path / "rgb.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 3, 2, 2), np.uint8), np.eye(4)), tmp_path / "time.nii.gz")
+    for name, problem in (
+        ("m.nrrd", "not a readable image"),
+        ("m.nii.gz", "not a readable NIfTI"),
+        ("empty.mha", "not a readable image"),
+        ("flat.mha", "single values"),
+        ("rgb.nrrd", "single values"),
+        ("rgb.nii.gz", "colours"),
+        ("time.nii.gz", "4 dimensions"),
+        ("absent.nii.gz", "no such file"),
+        ("absent.mha", "no such file"),
+        (".", "a folder where a mask file"),
+    ):
+        with pytest.raises(InputError, match=problem) as caught:
             volume.fit_mask(tmp_path / name, geometry_of(EVEN))
+        assert caught.value.file == str(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("modality", "kind"),
+    [("SEG", "segmentation"), ("RTSTRUCT", "RT structure set"), ("CT", "CT image"), ("DOE^JANE", "file")],
+)
+@pytest.mark.parametrize("name", ["mask.dcm", "mask", "mask.nii"])
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")  # on writing
+def test_dicom_objects_are_refused_by_name(tmp_path, write_series, modality, kind, name):
+    folder = write_series(tmp_path / "a", [0], np.zeros((1, 4, 4), np.uint16), Modality=modality)
+    (folder / "000").rename(tmp_path / name)
+    with pytest.raises(InputError, match=f"a DICOM {kind} where a mask volume is expected"):
+        volume.fit_mask(tmp_path / name, geometry_of(EVEN))
 
 
 def test_a_baseline_mask_is_needed(tmp_path):
@@ -323,6 +407,97 @@ def test_second_reader_on_the_other_grid_of_an_uneven_scan(tmp_path):
     second = write_mask(tmp_path / "r.nii.gz", even_mask(first, geometry), geometry["affine"])
     assert measure(tmp_path, geometry, path, rater2_mask=second)[0]["rater_dice"] == 1.0
     assert measure(tmp_path, geometry, second, rater2_mask=path)[0]["rater_dice"] == 1.0
+
+
+def warned(mask, geometry, acquired=True):
+    return [one["problem"] for one in volume.mask_warnings(mask, geometry, acquired)]
+
+
+# 60 x 40 pixels of 1 x 1 mm, 20 slices 5 mm apart: a voxel is 0.005 mL.
+WIDE = stack_geometry(np.outer(range(20), [0, 0, 5.0]), np.array([-1.0, 0, 0]), np.array([0, -1.0, 0]), 60, 40, "x")
+
+
+def drawn(*boxes):
+    mask = np.zeros((20, 40, 60), np.uint8)
+    for part in boxes:
+        mask[part] = 1
+    return mask
+
+
+BLOB = np.s_[5:9, 10:20, 10:20]
+
+
+def test_a_plain_mask_is_not_warned_about():
+    assert warned(drawn(BLOB), WIDE) == []
+    assert warned(drawn(), WIDE) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [
+        ([np.s_[0:4, 10:20, 10:20]], "the haematoma reaches the first slice of the scan"),
+        ([np.s_[16:20, 10:20, 10:20]], "the haematoma reaches the last slice of the scan"),
+        ([np.s_[5:9, 30:40, 10:20]], "the haematoma reaches the edge of the image"),
+        ([np.s_[5:9, 10:20, 0:9]], "the haematoma reaches the edge of the image"),
+        ([BLOB, np.s_[10:12, 10:20, 10:20]], "nothing is drawn on slice 10, between drawn ones"),
+        ([BLOB, np.s_[11:12, 10:20, 10:20]], "nothing is drawn on slices 10, 11, between drawn ones"),
+        ([BLOB, np.s_[6, 30, 30], np.s_[7, 35:36, 40:42]], "2 specks of less than 0.02 mL beside the haematoma"),
+        # 4 x 10 x 10 voxels and 1 x 5 x 4, 31 mm to the right of it
+        ([BLOB, np.s_[6, 10:15, 50:54]], "0.1 of 2.1 mL lie more than 30 mm from the largest piece"),
+        ([BLOB, np.s_[6, 10:15, 49:53]], None),  # 30 mm
+        ([np.s_[5:14, 2:38, 2:58]], None),  # 91 mL
+    ],
+)
+def test_warnings_by_hand(parts, problem):
+    assert warned(drawn(*parts), WIDE) == ([problem] if problem else [])
+
+
+def test_an_outline_is_warned_about():
+    mask = drawn(BLOB)
+    mask[5:9, 11:19, 11:19] = 0  # 4 x 64 voxels inside, 4 x 36 drawn
+    assert warned(mask, WIDE) == ["the mask encloses 1.3 mL that are not drawn, besides 0.72 mL that are"]
+    mask[5:9, 11:19, 11:19] = 1
+    mask[6, 14:17, 14:17] = 0  # a cyst
+    assert warned(mask, WIDE) == []
+
+
+def test_a_mask_of_all_that_is_no_haematoma_is_warned_about():
+    large = WIDE | {"voxel_volume_ml": 0.05}
+    mask = 1 - drawn(BLOB)
+    found = warned(mask, large)
+    assert "2380 mL are drawn, more than any haematoma" in found
+    assert len(found) == 4  # first and last slice, edge
+
+
+def test_distances_are_those_of_the_acquired_slices():
+    """Uneven, tilted slices: the piece above lies 31 or 29 mm up the table, and the rest of the way does not count."""
+    for top, far in ((46.0, True), (43.0, False)):
+        heights = [0, 5, 10, 15, 22, 30, top, top + 5]
+        geometry = geometry_of(heights, 20.0)
+        mask = np.zeros((8, ROWS, COLUMNS), np.uint8)
+        mask[2:4, 2:4, 2:6] = mask[6, 2:4, 2:6] = 1
+        found = warned(mask, geometry)
+        assert any("more than 30 mm" in one for one in found) == far
+        assert any("nothing is drawn on slices 5, 6," in one for one in found)
+
+
+def test_warnings_name_their_mask(tmp_path):
+    geometry, later = geometry_of(EVEN), geometry_of(UNEVEN, 18.5)
+    followup_json, _ = scan(tmp_path, "followup", later, "d2")
+    measured, _, _ = measure(
+        tmp_path,
+        geometry,
+        write_mask(tmp_path / "m.nii.gz", box(6, slice(0, 2)), geometry["affine"]),
+        followup_mask=write_mask(tmp_path / "f.nii.gz", box(8, slice(6, 8)), squared(later["affine"])),
+        followup_json=followup_json,
+        rater2_mask=write_mask(tmp_path / "r.nii.gz", box(6, slice(1, 6)), geometry["affine"]),
+    )
+    assert [one["problem"] for one in measured["warnings"]] == [
+        "`baseline_mask`: the haematoma reaches the first slice of the scan",
+        "`followup_mask`: the haematoma reaches the last slice of the scan",
+        "`baseline_mask_rater2`: the haematoma reaches the last slice of the scan",
+    ]
+    assert all(one["action"] for one in measured["warnings"])
 
 
 def test_dice_of_empty_masks():

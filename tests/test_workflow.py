@@ -3,6 +3,7 @@
 import collections
 import gzip
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -11,9 +12,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import yaml
 
+from haemex.nifti import read_volume, write_volume
 from haemex.provenance import ROOT
 
 CONFIG = {
@@ -29,6 +32,7 @@ CONFIG = {
 }
 AFTER_COHORT = {"train": 2, "select": 1, "final": 1, "predict": 1, "evaluate": 1, "report": 1}
 TRAINING, PATIENTS = 8, 14
+INSPECTED = {"inspect": PATIENTS, "qc": 1}
 
 
 class Project:
@@ -102,8 +106,8 @@ def test_the_study_ends_with_a_report(project):
     assert "<html" in report and "Table 2" in report
     stages = {path.name for path in project.results.iterdir()}
     assert stages == {
-        "phantom", "check", "convert", "measure", "cohort", "table1", "skullstrip", "resample", "augment", "train",
-        "select", "final", "predict", "evaluate", "report",
+        "phantom", "check", "convert", "measure", "cohort", "table1", "skullstrip", "resample", "inspect", "qc",
+        "augment", "train", "select", "final", "predict", "evaluate", "report",
     }  # fmt: skip
 
 
@@ -190,15 +194,15 @@ def test_an_edit_in_the_report_runs_the_report(project):
     [
         (
             {"resample": {"window_hu": [0, 90]}},
-            {"resample": PATIENTS, "augment": TRAINING, **AFTER_COHORT},
+            {"resample": PATIENTS, "augment": TRAINING, **INSPECTED, **AFTER_COHORT},
         ),
         ({"training": {"epochs": 3}}, AFTER_COHORT),
         ({"select": {"criterion": "dice"}}, {k: v for k, v in AFTER_COHORT.items() if k != "train"}),
         ({"evaluate": {"bat_cut": 2}}, {"evaluate": 1, "report": 1}),
-        ({"expansion": {"operator": ">="}}, {"cohort": 1, "table1": 1, **AFTER_COHORT}),
+        ({"expansion": {"operator": ">="}}, {"check": 1, "cohort": 1, "table1": 1, **AFTER_COHORT}),
         (
             {"skullstrip": {"seal_gap_mm": 5.0}},
-            {"skullstrip": PATIENTS, "resample": PATIENTS, "augment": TRAINING, **AFTER_COHORT},
+            {"skullstrip": PATIENTS, "resample": PATIENTS, "augment": TRAINING, **INSPECTED, **AFTER_COHORT},
         ),
     ],
 )
@@ -222,34 +226,177 @@ def test_a_deleted_intermediate_file_is_rebuilt_alone_byte_identical(project):
     assert project.jobs() == {}
 
 
-def test_a_changed_clinical_value_trains_nothing(tmp_path_factory, project):
-    """In a copy of the study as a user has it, with a table of their own and no synthetic patients."""
-    users = Project.__new__(Project)
+@pytest.fixture
+def users(tmp_path_factory, project):
+    """A copy of the small study as a user has it: a table of their own, and no synthetic patients."""
+    users = Users.__new__(Users)
     users.folder = tmp_path_factory.mktemp("users") / "study"
     shutil.copytree(project.folder, users.folder)
+    users.results = users.folder / "results/small"
     config = {key: value for key, value in CONFIG.items() if key != "phantom"}
-    (users.folder / "users.yaml").write_text(yaml.safe_dump({**config, "cohort_table": "users.tsv"}))
-    header, *lines = (project.results / "phantom/cohort.tsv").read_text().splitlines()
-    table = users.folder / "users.tsv"
-    table.write_text("\n".join([header, *lines]) + "\n")
-    assert users.run("--touch", config="users.yaml").returncode == 0  # the results are those of this table
-    assert users.jobs(config="users.yaml") == {}
+    (users.folder / "small.yaml").write_text(yaml.safe_dump({**config, "cohort_table": "users.tsv"}))
+    shutil.copy(users.results / "phantom/cohort.tsv", users.table)
+    assert users.run("--touch").returncode == 0  # the results are those of this table
+    assert users.jobs() == {}
+    return users
 
-    def change(column, value):
-        members = (project.results / "cohort/cohort.tsv").read_text()
-        row = next(i for i, line in enumerate(lines) if f"\n{line.split()[0]}\t" in members)
-        cells = lines[row].split("\t")
-        cells[header.split("\t").index(column)] = value
-        table.write_text("\n".join([header, *lines[:row], "\t".join(cells), *lines[row + 1 :]]) + "\n")
-        return users.jobs(config="users.yaml")
 
-    assert change("nihss", "41") == {"check": 1, "table1": 1, "evaluate": 1, "report": 1}
-    assert change("onset_to_ct_h", "1.1") == {"check": 1, "cohort": 1, "table1": 1, **AFTER_COHORT}
+class Users(Project):
+    """A project whose cohort table may be edited."""
+
+    @property
+    def table(self):
+        return self.folder / "users.tsv"
+
+    @property
+    def members(self):
+        """Codes of the patients who entered, in order."""
+        lines = (self.results / "cohort/cohort.tsv").read_text().splitlines()[1:]
+        return sorted(line.split("\t")[0] for line in lines)
+
+    def write(self, patient, column, value):
+        """Change one cell of the table, adding the column where it is not there; return what undoes it."""
+        before = self.table.read_text()
+        header, *rows = (line.split("\t") for line in before.splitlines())
+        if column not in header:
+            header.append(column)
+            rows = [[*row, ""] for row in rows]
+        for row in rows:
+            if row[header.index("patient")] == patient:
+                row[header.index(column)] = value
+        self.table.write_text("".join("\t".join(row) + "\n" for row in [header, *rows]))
+        return lambda: self.table.write_text(before)
+
+    def cell(self, patient, column):
+        header, *rows = (line.split("\t") for line in self.table.read_text().splitlines())
+        return next(row[header.index(column)] for row in rows if row[header.index("patient")] == patient)
+
+
+def test_a_changed_clinical_value_trains_nothing(users):
+    patient = users.members[0]
+    undo = users.write(patient, "nihss", "41")
+    assert users.jobs() == {"check": 1, "table1": 1, "evaluate": 1, "report": 1}
+    undo()
+    users.write(patient, "onset_to_ct_h", "1.1")
+    assert users.jobs() == {"check": 1, "cohort": 1, "table1": 1, **AFTER_COHORT}
+
+
+def test_a_pinned_series_converts_its_scan_alone(users):
+    patient = users.members[0]
+    users.write(patient, "baseline_series", "2")
+    jobs = users.jobs()
+    assert {rule: jobs[rule] for rule in ("check", "convert", "measure", "skullstrip", "resample", "inspect")} == {
+        "check": 1, "convert": 1, "measure": 1, "skullstrip": 1, "resample": 1, "inspect": 1,
+    }  # fmt: skip
+
+
+def test_a_faulty_table_is_checked_with_everything_else_and_nothing_more_is_done(users):
+    """Two faults of the table and an empty mask: one run of the check names all three, and leaves table and page."""
+    one, two, three = users.members[:3]
+    users.write(one, "age_years", "670")
+    users.write(two, "sex", "male")
+    mask = users.folder / users.cell(three, "baseline_mask")
+    array, affine = read_volume(mask)
+    write_volume(mask, array * 0, affine)
+    assert users.jobs() == {"check": 1}
+    before = users.digests()
+    run = users.run()
+    assert run.returncode != 0 and "Traceback" not in run.stdout + run.stderr
+    problems = (users.results / "check/problems.tsv").read_text()
+    page = (users.results / "check/index.html").read_text()
+    for patient, word in ((one, "670"), (two, "male"), (three, "empty")):
+        assert any(patient in line and word in line for line in problems.splitlines()), problems
+        assert patient in page and word in page
+    assert not (users.results / "check/verdict.json").exists()
+    after = users.digests()
+    assert {name for name in before if after.get(name) != before[name]} <= {
+        "check/verdict.json", "check/problems.tsv", "check/index.html", f"phantom/{three}/baseline_mask.nii.gz",
+    }  # fmt: skip
+
+
+def test_a_failed_patient_stands_on_the_quality_page_until_mended(users):
+    """One patient's CT loses half a slice: the page names him; mended, or taken out, the page is whole again."""
+    patient = users.members[1]
+    lost = sorted(path for path in (users.folder / users.cell(patient, "baseline_ct")).rglob("*") if path.is_file())
+    broken = lost[len(lost) // 2]
+    content = broken.read_bytes()
+    broken.write_bytes(content[: len(content) // 2])
+    run = users.run("qc")
+    assert run.returncode != 0
+    said = [line for line in run.stderr.splitlines() if line.startswith("haemex: ") and f"patient {patient}" in line]
+    assert said, run.stderr
+    page = (users.results / "qc/index.html").read_text()
+    assert "failed" in page and patient in page and broken.name in page
+    assert all(other in page for other in users.members)
+    again = users.run("qc")
+    assert again.returncode != 0, "typed again unmended it fails again"
+    undo = users.write(patient, "poor_image_quality", "1")
+    assert users.run("qc").returncode == 0
+    rows = (users.results / "qc/qc.tsv").read_text()
+    assert f"\n{patient}\t" not in rows and rows.count("\n") == PATIENTS
+    undo()
+    broken.write_bytes(content)
+    assert users.run("qc").returncode == 0
+    assert f"\n{patient}\t" in (users.results / "qc/qc.tsv").read_text()
+    assert users.jobs("qc") == {}
+
+
+def test_a_planted_capture_and_its_names_leave_no_trace(users):
+    """A screen with burned-in text, a dose report, names in the series' own tags: nothing of it is in any output."""
+    import pydicom
+    from PIL import Image, ImageDraw, ImageFont
+    from pydicom.dataset import Dataset
+
+    patient = users.members[2]
+    folder = users.folder / users.cell(patient, "baseline_ct")
+    secrets = {
+        "PatientName": "Quisling^Ottoline", "PatientBirthDate": "19310728", "AccessionNumber": "A66077345",
+        "InstitutionName": "Saint Swithin Infirmary", "OperatorsName": "Grimsdyke^Tony",
+        "SeriesDescription": "Ottoline Quisling soft", "ImageComments": "brother of Sparrow, Simon",
+        "PatientID": "SW-99812-Q",
+    }  # fmt: skip
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and pydicom.misc.is_dicom(path))
+    for path in paths:
+        header = pydicom.dcmread(path)
+        for keyword, value in secrets.items():
+            setattr(header, keyword, value)
+        header.save_as(path)
+    image = Image.new("L", (header.Columns, header.Rows))
+    ImageDraw.Draw(image).text((5, 5), "QUISLING Ottoline 28.07.1931", 255, ImageFont.load_default(16))
+    burned_in = np.asarray(image)
+    assert np.unique(burned_in).size > 1
+    capture = pydicom.dcmread(paths[0])
+    capture.SOPClassUID = capture.file_meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    capture.SOPInstanceUID = capture.file_meta.MediaStorageSOPInstanceUID = "2.25.1"
+    capture.SeriesInstanceUID, capture.SeriesNumber, capture.BurnedInAnnotation = "2.25.2", 999, "YES"
+    capture.PixelData = burned_in.astype("<u2").tobytes()
+    capture.save_as(folder / "capture")
+    report = Dataset()
+    report.update({element.tag: element for element in capture if element.keyword in secrets})
+    report.file_meta = capture.file_meta
+    report.file_meta.MediaStorageSOPClassUID = report.SOPClassUID = pydicom.uid.XRayRadiationDoseSRStorage
+    report.Modality, report.SeriesInstanceUID, report.SOPInstanceUID = "SR", "2.25.3", "2.25.4"
+    report.save_as(folder / "report", enforce_file_format=True)
+
+    run = users.run("check", "qc")
+    assert run.returncode == 0, run.stderr
+    series = json.loads((users.results / f"convert/{patient}_baseline.json").read_text())["series"]
+    assert {one["number"] for one in series["others"]} >= {999}
+    words = {word for value in secrets.values() for word in re.findall(r"[A-Za-z0-9]{4,}", value)} - {"soft", "brother"}
+    looked_at = [path for path in users.results.rglob("*") if path.is_file() and f"phantom/{patient}" not in str(path)]
+    assert any(path.name == f"{patient}_baseline.log" for path in looked_at)
+    texts = {
+        path: gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes() for path in looked_at
+    }
+    texts[run] = (run.stdout + run.stderr).encode()
+    for place, text in texts.items():
+        found = [word for word in words if word.lower().encode() in text.lower()]
+        assert not found, f"{found} in {place}"
+    hu, _ = read_volume(users.results / f"convert/{patient}_baseline.nii.gz")
+    assert not any(np.array_equal(plane > plane.min(), burned_in > 0) for plane in hu)
 
 
 def test_a_changed_mask_runs_its_patient_and_the_cohort_stages(project):
-    from haemex.nifti import read_volume, write_volume
-
     members = (project.results / "cohort/cohort.tsv").read_text().splitlines()[1:]
     patient = next(line.split("\t")[0] for line in members if line.split("\t")[1] == "train")
     mask = project.results / f"phantom/{patient}/baseline_mask.nii.gz"
@@ -260,7 +407,8 @@ def test_a_changed_mask_runs_its_patient_and_the_cohort_stages(project):
     write_volume(mask, array, affine)
     try:
         assert project.jobs() == {
-            "check": 1, "measure": 1, "cohort": 1, "table1": 1, "resample": 1, "augment": 1, **AFTER_COHORT,
+            "check": 1, "measure": 1, "cohort": 1, "table1": 1, "resample": 1, "inspect": 1, "qc": 1, "augment": 1,
+            **AFTER_COHORT,
         }  # fmt: skip
     finally:
         mask.write_bytes(original)
@@ -269,8 +417,6 @@ def test_a_changed_mask_runs_its_patient_and_the_cohort_stages(project):
 
 def test_a_bad_patient_is_named_and_stops_no_other(tmp_path_factory, project):
     """An empty mask: its patient is refused by name, all other patients are measured."""
-    from haemex.nifti import read_volume, write_volume
-
     patients = sorted(path.name for path in (project.results / "phantom").iterdir() if path.is_dir())
     bad = patients[3]
     mask = project.results / f"phantom/{bad}/baseline_mask.nii.gz"

@@ -18,6 +18,7 @@ rule convert:
     params:
         scan=lambda w: study.path(w.patient, f"{w.timepoint}_ct"),
         listing=lambda w: study.listing(w.patient, f"{w.timepoint}_ct"),
+        series=lambda w: study.path(w.patient, f"{w.timepoint}_series"),
         slice_thickness_mm=config["convert"]["slice_thickness_mm"],
         code=code_version("convert"),
     script:

@@ -18,6 +18,7 @@ rule skullstrip:
     params:
         seal_gap_mm=config["skullstrip"]["seal_gap_mm"],
         min_brain_ml=config["skullstrip"]["min_brain_ml"],
+        plausible_brain_ml=config["skullstrip"]["plausible_brain_ml"],
         code=code_version("skullstrip"),
     script:
         "../scripts/skullstrip.py"

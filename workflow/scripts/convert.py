@@ -10,4 +10,5 @@ if __name__ == "__main__":
             nifti_out=snakemake.output.nifti,
             json_out=snakemake.output.json,
             slice_thickness_mm=snakemake.params.slice_thickness_mm,
+            series=snakemake.params.series or None,
         )

@@ -11,4 +11,5 @@ if __name__ == "__main__":
             json_out=snakemake.output.json,
             seal_gap_mm=snakemake.params.seal_gap_mm,
             min_brain_ml=snakemake.params.min_brain_ml,
+            plausible_brain_ml=snakemake.params.plausible_brain_ml,
         )

@@ -1,0 +1,413 @@
+"""The quality page: every patient in one table, the worst first, failures included.
+
+Where all patients were inspected, the rule `qc` writes the page and its table. Where some failed, Snakemake never
+reaches that rule; `write_failures` then writes the page alone, from what there is: inspected patients, and for the
+others the stage that failed and what it said.
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+from haemex.nifti import write_atomically
+from haemex.tables import write_table
+
+# The jobs on a patient's way, in their order, and those that each waits for.
+JOBS = {
+    "convert baseline": (),
+    "convert followup": (),
+    "measure": ("convert baseline", "convert followup"),
+    "skullstrip": ("convert baseline",),
+    "resample": ("convert baseline", "measure", "skullstrip"),
+    "inspect": ("convert baseline", "convert followup", "measure", "skullstrip", "resample"),
+}
+SAID = "haemex: "  # how `haemex.logs.log_to` begins the sentence of a refusal
+MUCH = 0.01  # share of a haematoma outside the field of view that is counted apart, see haemex.inspection
+MAX_PLAIN_PICTURES = 20  # of failed patients, per run: a third of a second each
+
+WHOLE_BRAIN_MM = (224.0, 224.0, 160.0)  # of config/whole_brain.yaml, which the page recommends
+
+# Key, heading, unit, digits: the numbers of the page, in its order.
+NUMBERS = (
+    ("haematoma_ml", "Haematoma", "mL", 1),
+    ("followup_ml", "Follow-up", "mL", 1),
+    ("outside_field", "Outside field of view", "%", 1),
+    ("lost_ml", "Lost", "mL", 1),
+    ("outside_brain", "Outside brain mask", "%", 1),
+    ("haematoma_hu", "Density", "HU", 0),
+    ("brain_ml", "Brain", "mL", 0),
+    ("csf_hu", "Ventricles", "HU", 1),
+    ("white_matter_hu", "White matter", "HU", 1),
+    ("noise_hu", "Noise", "HU", 1),
+    ("slices", "Slices", "", 0),
+    ("slice_mm", "Plane distance", "mm", 2),
+    ("slice_thickness_mm", "Thickness", "mm", 2),
+    ("tilt_deg", "Tilt", "°", 1),
+)
+SHARES = ("outside_field", "outside_brain")
+TEXTS = (
+    ("even", "Spacing", ""),
+    ("pixel_mm", "Pixel", "mm"),
+    ("scanner", "Scanner, kernel", ""),
+)
+COLUMNS = (
+    "patient",
+    "warnings",
+    *(key for key, *_ in NUMBERS),
+    "pixel_mm",
+    "matrix",
+    "even",
+    "manufacturer",
+    "model",
+    "kernel",
+    "problems",
+)
+
+
+def write_page(*, inspected, field_of_view_mm, template_folder, page_out, table_out):
+    """Write the page and the table of a cohort that was inspected whole.
+
+    Parameters
+    ----------
+    inspected : list of path-like
+        `inspect/{patient}.json` of every patient; the pictures stand beside them.
+    field_of_view_mm : sequence of float, (3,)
+        Of the network's grid, (x, y, z).
+    template_folder : path-like
+        `workflow/report`.
+    page_out : path-like
+        `qc/index.html`. Self-contained but for the pictures. Pictures that an earlier `write_failures` left beside it
+        are deleted.
+    table_out : path-like
+        TSV with `COLUMNS`: one row per patient, worst first; shares are of 1.
+    """
+    rows = worst_first([_inspected(path) for path in inspected])
+    _write_html(rows, field_of_view_mm, template_folder, page_out)
+    write_table(
+        table_out,
+        [
+            {
+                **{name: _text(row[name]) for name in COLUMNS if name not in ("warnings", "problems")},
+                "warnings": len(row["warnings"]),
+                "problems": " | ".join(" ".join(warning["problem"].split()) for warning in row["warnings"]),
+            }
+            for row in rows
+        ],
+        COLUMNS,
+    )
+
+
+def write_failures(*, page_out, table_out, patients, followed_up, field_of_view_mm, template_folder):
+    """Write the page of a run that failed, where a patient is to blame; never raise.
+
+    A run that failed elsewhere (in training, say) leaves the page alone. Otherwise the table is deleted, which belongs
+    to the complete page, and so are outdated rows and pictures of failed patients: Snakemake 9.27 takes what an earlier
+    run left behind a failed job for good, and would not try the job again ("Nothing to be done").
+
+    Parameters
+    ----------
+    page_out, table_out : path-like
+        As for `write_page`; `<results>` is the folder above.
+    patients : list of str
+        Everybody whom the study inspects.
+    followed_up : collection of str
+        Patients with a follow-up scan.
+    field_of_view_mm, template_folder
+        As for `write_page`.
+    """
+    try:
+        page, table = Path(page_out), Path(table_out)
+        rows = collect(page.parents[1], patients, followed_up)
+        failed = sum(row["state"] == "failed" for row in rows)
+        provisional = page.exists() and not table.exists()
+        if not failed and not provisional:
+            return
+        table.unlink(missing_ok=True)
+        for row in rows:
+            if row["state"] == "failed":
+                for suffix in (".json", ".png"):
+                    (page.parents[1] / "inspect" / f"{row['patient']}{suffix}").unlink(missing_ok=True)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        _draw_plain_pictures(page.parents[1], [row for row in rows if row["state"] == "failed"])
+        _write_html(worst_first(rows), field_of_view_mm, template_folder, page)
+        if failed:
+            print(f"{_patients(failed)} failed; which and why: {page}", file=sys.stderr, flush=True)
+    except Exception as error:  # Snakemake has its own failure to report; this one must not hide it
+        print(f"The quality page could not be written: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+# --- who stands where ----------------------------------------------------------------------------------------------
+
+
+def collect(results, patients, followed_up):
+    """Say of every patient what was measured, or why nothing was.
+
+    Parameters
+    ----------
+    results : path-like
+        Folder of the study.
+    patients, followed_up : collection of str
+        As for `write_failures`.
+
+    Returns
+    -------
+    list of dict
+        `state` is "inspected" (with the row of `haemex.inspection`), "failed" (with `failures`, a list of `stage` and
+        `sentence`) or "waiting". A patient whose job failed after the last inspection has failed.
+    """
+    results = Path(results)
+    rows = []
+    for patient in patients:
+        inspected = results / "inspect" / f"{patient}.json"
+        since = inspected.stat().st_mtime_ns if inspected.is_file() else None
+        failures = _failed_jobs(results, patient, patient in followed_up, since)
+        if failures:
+            rows.append({"patient": patient, "state": "failed", "warnings": [], "failures": failures})
+        elif since is not None:
+            rows.append(_inspected(inspected))
+        else:
+            rows.append({"patient": patient, "state": "waiting", "warnings": [], "failures": []})
+    return rows
+
+
+def _failed_jobs(results, patient, followed_up, since):
+    """List the jobs of a patient that failed when they last ran: `stage` and `sentence`.
+
+    What is older than the inspection (`since`, ns), or than a job it depends on, is of the past.
+    """
+    when, failures = {}, []
+    for job, needs in JOBS.items():
+        stage, name = _place(job, patient)
+        log = results / stage / f"{name}.log"
+        if not log.is_file() or (job == "convert followup" and not followed_up):
+            continue
+        when[job] = log.stat().st_mtime_ns
+        if (since is not None and when[job] < since) or any(when.get(need, 0) > when[job] for need in needs):
+            continue
+        said = _last_words(log, log.with_suffix(".json"), patient)
+        if said:
+            failures.append({"stage": job, "sentence": said})
+    return failures
+
+
+def _place(job, patient):
+    """Return the folder of a job and the name of its files."""
+    stage, _, timepoint = job.partition(" ")
+    return stage, f"{patient}_{timepoint}" if timepoint else patient
+
+
+def _last_words(log, output, patient):
+    """Return what a failed job said at its end; None if it did its work."""
+    lines = log.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")
+    said = [number for number, line in enumerate(lines) if line.startswith(SAID)]
+    if said:
+        text = " ".join(" ".join(lines[said[-1] :]).split())
+        return text.removeprefix(SAID).removeprefix(f"patient {patient}: ")
+    if any(line.startswith("Traceback ") for line in lines):
+        return f"{lines[-1].strip()} (a fault of haemex; traceback in {log})"
+    if not output.is_file():
+        return f"the job ended without a word: stopped from outside, or out of memory; its log is {log}"
+    return None
+
+
+def _inspected(path):
+    """Read the row of an inspected patient."""
+    row = json.loads(Path(path).read_text(encoding="utf-8"))
+    scanner = " ".join(row[name] for name in ("manufacturer", "model") if row[name])
+    row["scanner"] = ", ".join(part for part in (scanner, row["kernel"]) if part) or None
+    return {**row, "state": "inspected", "failures": [], "picture": f"../inspect/{row['patient']}.png"}
+
+
+def worst_first(rows):
+    """Sort rows: failed, warned, waiting, the rest; then by the number of warnings and the share of haematoma lost.
+
+    Parameters
+    ----------
+    rows : list of dict
+        From `collect`.
+    """
+    return sorted(rows, key=lambda row: (*_badness(row), row["patient"]))
+
+
+def _badness(row):
+    rank = {"failed": 0, "waiting": 2}.get(row["state"], 1 if row["warnings"] else 3)
+    return rank, -len(row["warnings"]), -(row.get("outside_field") or 0.0)
+
+
+def _draw_plain_pictures(results, failed):
+    """Draw the CT of failed patients as it is, where it was converted and was not drawn before."""
+    from haemex.inspection import draw_montage
+    from haemex.nifti import read_volume
+
+    drawn = 0
+    for row in failed:
+        ct, picture = (
+            results / "convert" / f"{row['patient']}_baseline.nii.gz",
+            results / "qc" / f"{row['patient']}.png",
+        )
+        if not ct.is_file():
+            continue
+        if not picture.is_file() or picture.stat().st_mtime_ns < ct.stat().st_mtime_ns:
+            if drawn == MAX_PLAIN_PICTURES:
+                continue
+            drawn += 1
+            caption = [f"Patient {row['patient']}", "The baseline CT alone: a stage failed (see the page)."]
+            write_atomically(picture, draw_montage(*read_volume(ct), caption)[0])
+        row["picture"] = picture.name
+
+
+# --- the page ------------------------------------------------------------------------------------------------------
+
+
+def _write_html(rows, field_of_view_mm, template_folder, page_out):
+    """Fill the template; delete pictures beside it that it does not show."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template_folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"plural": plural, "sentence": sentence, "code": with_code}
+    text = environment.get_template("qc.html.j2").render(
+        rows=[{**row, "rank": rank, "cells": cells(row), "tile": tile(row)} for rank, row in enumerate(rows)],
+        counts={state: sum(row["state"] == state for row in rows) for state in ("inspected", "failed", "waiting")},
+        warned=sum(bool(row["warnings"]) for row in rows),
+        lost=lost_haematoma(rows, field_of_view_mm),
+        numbers=NUMBERS,
+        texts=TEXTS,
+        summary=summary(rows),
+    )
+    write_atomically(page_out, text.encode())
+    for picture in Path(page_out).parent.glob("*.png"):
+        if picture.name not in {row.get("picture") for row in rows}:
+            picture.unlink()
+
+
+def cells(row):
+    """Print the numbers and texts of a row: list of (text, value to sort by), in the order of the page."""
+    if row["state"] != "inspected":
+        return [("", "")] * (len(NUMBERS) + len(TEXTS))
+    numbers = [(show(row[key], key, digits), _sortable(row[key])) for key, _, _, digits in NUMBERS]
+    texts = {key: _text(row[key], "{:.3f}") or "" for key, *_ in TEXTS}
+    x, y = row["pixel_mm"]
+    if x == y:
+        texts["pixel_mm"] = f"{x:.3f}"
+    return numbers + [(text, text) for text in texts.values()]
+
+
+def _sortable(value):
+    return "" if value is None else repr(float(value))
+
+
+def _text(value, size="{:g}"):
+    """Print a pair as "a x b" and yes or no in words; leave everything else."""
+    if isinstance(value, bool):
+        return "even" if value else "uneven"
+    if not isinstance(value, list):
+        return value
+    return " x ".join(str(part) if isinstance(part, int) else size.format(part) for part in value)
+
+
+def with_code(text):
+    """Set what stands between backticks as code; HTML."""
+    import markupsafe
+
+    return markupsafe.Markup("").join(
+        markupsafe.Markup("<code>{}</code>").format(part) if number % 2 else markupsafe.escape(part)
+        for number, part in enumerate(text.split("`"))
+    )
+
+
+def sentence(text):
+    """Begin with a capital letter, end with a full stop."""
+    text = text.strip().rstrip(".")
+    return text[:1].upper() + text[1:] + "."
+
+
+def show(value, key, digits):
+    """Print a number of the page; an en dash where there is none. Shares become per cent.
+
+    What rounds to nothing but is not nothing is printed as "< 0.1".
+    """
+    if value is None:
+        return "–"
+    value = 100 * value if key in SHARES else value
+    if 0 < value < 0.5 * 10**-digits:
+        return f"< {10**-digits:g}"
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def summary(rows):
+    """Return median and range of every number over the inspected patients: list of (median, least, greatest) as text.
+
+    An empty text stands where nobody has a value.
+    """
+    found = []
+    for key, _, _, digits in NUMBERS:
+        values = [row[key] for row in rows if row["state"] == "inspected" and row[key] is not None]
+        measures = (statistics.median(values), min(values), max(values)) if values else ()
+        found.append(tuple(show(value, key, digits) for value in measures) or ("", "", ""))
+    return found
+
+
+def lost_haematoma(rows, field_of_view_mm):
+    """Say how much haematoma the network's field of view leaves out.
+
+    Parameters
+    ----------
+    rows : list of dict
+        From `collect`.
+    field_of_view_mm : sequence of float, (3,)
+        (x, y, z).
+
+    Returns
+    -------
+    dict
+        In words: `field`, and `whole_brain`, the alternative (None where the field of view is as large). Over the
+        inspected patients: `patients`, `much` (more than 1 % of the haematoma outside), `any` (some of it), `lost_ml`,
+        `total_ml` and `worst` (patient and share, or None).
+    """
+    inspected = [row for row in rows if row["state"] == "inspected"]
+    worst = max(inspected, key=lambda row: row["outside_field"], default=None)
+    larger = any(own < other for own, other in zip(field_of_view_mm, WHOLE_BRAIN_MM, strict=True))
+    return {
+        "field": " x ".join(f"{size:g}" for size in field_of_view_mm),
+        "whole_brain": " x ".join(f"{size:g}" for size in WHOLE_BRAIN_MM) if larger else None,
+        "patients": len(inspected),
+        "much": sum(row["outside_field"] > MUCH for row in inspected),
+        "any": sum(row["outside_field"] > 0 for row in inspected),
+        "lost_ml": f"{sum(row['lost_ml'] for row in inspected):.1f}",
+        "total_ml": f"{sum(row['haematoma_ml'] for row in inspected):.1f}",
+        "worst": (worst["patient"], show(worst["outside_field"], "outside_field", 1))
+        if worst and worst["outside_field"] > 0
+        else None,
+    }
+
+
+def tile(row, height_px=88):
+    """Place the slice with the largest haematoma in a small window: CSS lengths in px, or None without one."""
+    if "key_tile_px" not in row:
+        return None
+    left, top, width, height = row["key_tile_px"]
+    scale = height_px / height
+    return {
+        "width": round(width * scale),
+        "height": height_px,
+        "picture_width": round(row["picture_px"][0] * scale),
+        "left": -round(left * scale),
+        "top": -round(top * scale),
+    }
+
+
+def plural(count, one, many=None):
+    """Print a count with its noun: 1 patient, 2 patients."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def _patients(count):
+    return plural(count, "patient")
