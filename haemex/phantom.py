@@ -67,6 +67,7 @@ TABLE_1 = {
     },
 }
 PREVALENCE = 74 / 266  # of expansion, paper, Results
+SPECK_MM3 = 20.0  # ASSUME: readers outline no smaller piece
 
 # How the two readers agreed (paper, Methods), and how closely a sign follows what the image shows:
 # ASSUME: weights of the latent heterogeneity and margin irregularity are chosen, no source reports them.
@@ -423,7 +424,7 @@ def _draw_not_eligible(each, seed):
                 row |= {"haemorrhage_site": "ventricular", "intraventricular_haemorrhage": 1}
                 truth["site"] = "ventricle"
             case "died_or_surgery":
-                row["died_or_surgery_before_followup"] = 1
+                row |= {"died_or_surgery_before_followup": 1, "ct_to_followup_h": None}
             case "poor_image_quality":
                 row["poor_image_quality"] = 1
             case "age":
@@ -929,7 +930,8 @@ def _grow(scan, head, lesion, volume_ml, roughening=None):
     Returns
     -------
     mask : array of uint8, (z, y, x)
-        Pixels whose centre, in the middle of the slice, lies in the haematoma.
+        Pixels whose centre, in the middle of the slice, lies in the haematoma; specks that no reader would outline are
+        left out.
     threshold : float
         Equivalent radius, mm.
 
@@ -938,6 +940,8 @@ def _grow(scan, head, lesion, volume_ml, roughening=None):
     InputError
         The head has no room for this volume.
     """
+    from scipy.ndimage import label
+
     shape = (scan["matrix"], scan["matrix"])
     found = []
     for number in range(len(scan["origins"])):
@@ -960,7 +964,9 @@ def _grow(scan, head, lesion, volume_ml, roughening=None):
     mask = np.zeros((len(scan["origins"]), *shape), np.uint8)
     for number, window, outline in found:
         mask[(number, *_slices(window))] = outline <= threshold
-    return mask, float(threshold)
+    pieces, _ = label(mask, np.ones((3, 3, 3)))
+    sizes = np.bincount(pieces.ravel())
+    return mask * (sizes * scan["voxel_mm3"] >= SPECK_MM3)[pieces], float(threshold)
 
 
 def _blood(x, y, z, lesion, plane, window):

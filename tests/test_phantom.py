@@ -467,3 +467,15 @@ def test_an_implanted_series_has_new_uids_and_no_identity(implanted):
     assert not old & uids[0]
     assert not uids[0] & uids[1]
     assert len(uids[0]) == 28
+
+
+def test_a_mask_holds_no_piece_that_no_reader_would_outline():
+    """The demo's third patient: where the outline breaks up, the haematoma on the slices ended in a speck."""
+    patient = phantom.draw_patients({"train": 30, "test": 30, "excluded_each": 1, "matrix": 192}, 2021)[2]
+    head = phantom._draw_head(patient, 2021)
+    scan = phantom._draw_scan(patient, head, "baseline", 192, 2021)
+    lesion = phantom._draw_lesion(patient, head, 2021) | {"radius": phantom._radius(patient["truth"]["volume_ml"])}
+    mask, _ = phantom._grow(scan, head, lesion, patient["truth"]["volume_ml"])
+    pieces, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    assert count >= 1
+    assert np.bincount(pieces.ravel())[1:].min() * scan["voxel_mm3"] >= 20
