@@ -28,6 +28,7 @@ from haemex.cohort_table import parse_cohort_table
 from haemex.errors import InputError
 from haemex.logs import Progress, announce
 from haemex.nifti import write_atomically
+from haemex.pages import page_environment
 from haemex.tables import write_table
 
 # Files on a network drive are waited for, not worked for: this many patients per core are looked at side by side.
@@ -437,21 +438,8 @@ def render_page(*, study, problems, looked_at, reasons, members, slice_thickness
     str
         One self-contained HTML page; it depends on neither day, machine nor free space.
     """
-    import jinja2
-    from markupsafe import Markup, escape
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template_folder),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "size": disk_space.in_words,
-        "code": lambda text: Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text)))),
-    }
+    environment = page_environment(template_folder)
+    environment.filters["size"] = disk_space.in_words
     groups = defaultdict(list)
     for one in problems:
         groups[one["patient"]].append(one)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from haemex.nifti import write_atomically
+from haemex.pages import page_environment
 from haemex.tables import write_table
 
 # The jobs on a patient's way, in their order, and those that each waits for.
@@ -262,17 +263,8 @@ def _draw_plain_pictures(results, failed):
 
 def _write_html(rows, field_of_view_mm, template_folder, page_out):
     """Fill the template; delete pictures beside it that it does not show."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template_folder),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"plural": plural, "sentence": sentence, "code": with_code}
+    environment = page_environment(template_folder)
+    environment.filters |= {"plural": plural, "sentence": sentence}
     text = environment.get_template("qc.html.j2").render(
         rows=[{**row, "rank": rank, "cells": cells(row), "tile": tile(row)} for rank, row in enumerate(rows)],
         counts={state: sum(row["state"] == state for row in rows) for state in ("inspected", "failed", "waiting")},
@@ -311,16 +303,6 @@ def _text(value, size="{:g}"):
     if not isinstance(value, list):
         return value
     return " x ".join(str(part) if isinstance(part, int) else size.format(part) for part in value)
-
-
-def with_code(text):
-    """Set what stands between backticks as code; HTML."""
-    import markupsafe
-
-    return markupsafe.Markup("").join(
-        markupsafe.Markup("<code>{}</code>").format(part) if number % 2 else markupsafe.escape(part)
-        for number, part in enumerate(text.split("`"))
-    )
 
 
 def sentence(text):

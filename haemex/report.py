@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from haemex.figures import FIGURES
 from haemex.markers import MARKERS
 from haemex.nifti import write_atomically
+from haemex.pages import page_environment
 from haemex.settings import candidate_settings, load_schema
 from haemex.statistics import format_p, round_half_up
 from haemex.tables import read_table
@@ -91,7 +92,6 @@ def write_report(
     report_path : path-like
         The HTML file.
     """
-    import jinja2
     import yaml
 
     evaluate_folder = Path(evaluate_folder)
@@ -102,14 +102,7 @@ def write_report(
     paper = yaml.safe_load(Path(paper_config_path).read_text(encoding="utf-8"))
     used = {**config, **candidate_settings(config, selected["candidate"])}
     deviations = compare_protocols(used, paper, load_schema(schema_path))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template_folder),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = page_environment(template_folder)
     environment.filters |= {
         "num": number,
         "p": format_p,

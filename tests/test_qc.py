@@ -25,7 +25,6 @@ from haemex.qc import (
     show,
     summary,
     tile,
-    with_code,
     worst_first,
     write_failures,
     write_page,
@@ -237,7 +236,6 @@ def test_the_small_window_shows_the_key_slice():
 def test_words():
     assert plural(1, "patient") == "1 patient" and plural(0, "patient") == "0 patients"
     assert sentence("look at it") == "Look at it." and sentence("3 mm.") == "3 mm."
-    assert str(with_code("set `a<b` to & 1")) == "set <code>a&lt;b</code> to &amp; 1"
 
 
 # --- who failed ----------------------------------------------------------------------------------------------------
