@@ -28,7 +28,7 @@ from haemex.cohort_table import parse_cohort_table
 from haemex.errors import InputError
 from haemex.logs import Progress, announce
 from haemex.nifti import write_atomically
-from haemex.pages import page_environment
+from haemex.pages import page_environment, plural
 from haemex.tables import write_table
 
 # Files on a network drive are waited for, not worked for: this many patients per core are looked at side by side.
@@ -187,7 +187,7 @@ def check_study(
     )
     write_atomically(page_path, page.encode())
     report_problems(problems, page_path)
-    announce(f"check of {_count(len(entering), 'patient')}: {verdict_in_words(problems)}; see {page_path}")
+    announce(f"check of {plural(len(entering), 'patient')}: {verdict_in_words(problems)}; see {page_path}")
     verdict = {"errors": 0, "warnings": len(problems), "patients": len(entering)}
     write_atomically(verdict_path, (json.dumps(verdict, indent=1, sort_keys=True) + "\n").encode())
 
@@ -391,14 +391,10 @@ def verdict_in_words(problems):
     errors = [one for one in problems if one["severity"] == "error"]
     warnings = len(problems) - len(errors)
     patients = len({one["patient"] for one in errors} - {""})
-    where = f" in {_count(patients, 'patient')}" if patients else ""
-    parts = [f"{_count(len(errors), 'error')}{where}"] * bool(errors)
-    parts += [_count(warnings, "warning")] * bool(warnings)
+    where = f" in {plural(patients, 'patient')}" if patients else ""
+    parts = [f"{plural(len(errors), 'error')}{where}"] * bool(errors)
+    parts += [plural(warnings, "warning")] * bool(warnings)
     return " and ".join(parts) or "no error and no warning"
-
-
-def _count(number, what):
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _heading(patient):

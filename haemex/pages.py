@@ -1,4 +1,4 @@
-"""What the HTML pages share: how their templates are read, and how a sentence shows the names of settings."""
+"""What the HTML pages share: how their templates are read, and how they print counts and the names of settings."""
 
 import re
 
@@ -6,7 +6,7 @@ import re
 def page_environment(template_folder):
     """Make the environment in which the templates of `workflow/report` are filled.
 
-    Text is escaped, a name that is not given is an error, and the filter `code` is `with_code`.
+    Text is escaped, a name that is not given is an error; the filters `code` and `plural` are the functions below.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def page_environment(template_folder):
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["code"] = with_code
+    environment.filters |= {"code": with_code, "plural": plural}
     return environment
 
 
@@ -36,3 +36,8 @@ def with_code(text):
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+
+
+def plural(count, noun):
+    """Print a count with its noun: 1 patient, 2 patients."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

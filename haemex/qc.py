@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from haemex.nifti import write_atomically
-from haemex.pages import page_environment
+from haemex.pages import page_environment, plural
 from haemex.tables import write_table
 
 # The jobs on a patient's way, in their order, and those that each waits for.
@@ -133,7 +133,7 @@ def write_failures(*, page_out, table_out, patients, followed_up, field_of_view_
         _draw_plain_pictures(page.parents[1], [row for row in rows if row["state"] == "failed"])
         _write_html(worst_first(rows), field_of_view_mm, template_folder, page)
         if failed:
-            print(f"{_patients(failed)} failed; which and why: {page}", file=sys.stderr, flush=True)
+            print(f"{plural(failed, 'patient')} failed; which and why: {page}", file=sys.stderr, flush=True)
     except Exception as error:  # Snakemake has its own failure to report; this one must not hide it
         print(f"The quality page could not be written: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
@@ -264,7 +264,7 @@ def _draw_plain_pictures(results, failed):
 def _write_html(rows, field_of_view_mm, template_folder, page_out):
     """Fill the template; delete pictures beside it that it does not show."""
     environment = page_environment(template_folder)
-    environment.filters |= {"plural": plural, "sentence": sentence}
+    environment.filters["sentence"] = sentence
     text = environment.get_template("qc.html.j2").render(
         rows=[{**row, "rank": rank, "cells": cells(row), "tile": tile(row)} for rank, row in enumerate(rows)],
         counts={state: sum(row["state"] == state for row in rows) for state in ("inspected", "failed", "waiting")},
@@ -384,12 +384,3 @@ def tile(row, height_px=88):
         "left": -round(left * scale),
         "top": -round(top * scale),
     }
-
-
-def plural(count, one, many=None):
-    """Print a count with its noun: 1 patient, 2 patients."""
-    return f"{count} {one if count == 1 else many or one + 's'}"
-
-
-def _patients(count):
-    return plural(count, "patient")

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from haemex.figures import FIGURES
 from haemex.markers import MARKERS
 from haemex.nifti import write_atomically
-from haemex.pages import page_environment
+from haemex.pages import page_environment, plural
 from haemex.settings import candidate_settings, load_schema
 from haemex.statistics import format_p, round_half_up
 from haemex.tables import read_table
@@ -357,13 +357,13 @@ def caveats(summary, flow, synthetic):
     without = test["patients"] - test["expansions"]
     if min(test["expansions"], without) < WANTED_EVENTS:
         said.append(
-            f"The test cohort has {_patients(test['expansions'])} with and {without} without expansion; validation of "
-            f"a prediction model wants at least {WANTED_EVENTS} of each (Collins 2016). Read the intervals, not the "
+            f"The test cohort has {plural(test['expansions'], 'patient')} with and {without} without expansion; "
+            f"validation of a prediction model wants at least {WANTED_EVENTS} of each (Collins 2016). Read the intervals, not the "
             "estimates."
         )
     said.append(
-        f"The network learnt expansion from {_patients(train['expansions'])} who had it. The test cohort comes from "
-        "the same table and was admitted later: this is temporal, not external, validation."
+        f"The network learnt expansion from {plural(train['expansions'], 'patient')} who had it. The test cohort comes "
+        "from the same table and was admitted later: this is temporal, not external, validation."
     )
     auc = summary["table2"]["CNN"]
     if auc["auc"] is not None and auc["auc"] in (0.0, 1.0):
@@ -377,24 +377,22 @@ def caveats(summary, flow, synthetic):
         group = summary["segmentation"][name]
         if group["cut_off"]:
             said.append(
-                f"In {_patients(group['cut_off'])} of the {label} cohort less than 99 % of the haematoma lies inside "
-                f"the network's field of view (least: {percent(group['least_inside'])})."
+                f"In {plural(group['cut_off'], 'patient')} of the {label} cohort less than 99 % of the haematoma lies "
+                f"inside the network's field of view (least: {percent(group['least_inside'])})."
             )
     missed = summary["segmentation"]["test"]["missed"]
     if missed:
-        said.append(f"In {_patients(missed)} of the test cohort the network's haematoma does not touch the manual one.")
+        said.append(
+            f"In {plural(missed, 'patient')} of the test cohort the network's haematoma does not touch the manual one."
+        )
     missing = {MARKERS.get(name, "BAT score"): n for name, n in summary["missing_in_test"].items() if n}
     if missing:
         told = ", ".join(f"{name} in {n}" for name, n in missing.items())
         said.append(f"Missing in the test cohort, and left out of that row of Table 2: {told}.")
     unchecked = flow["not_included"].get("missing_data", 0)
     if unchecked:
-        said.append(f"{_patients(unchecked)} did not enter because a criterion could not be checked.")
+        said.append(f"{plural(unchecked, 'patient')} did not enter because a criterion could not be checked.")
     return said
-
-
-def _patients(n):
-    return f"{n} patient" if n == 1 else f"{n} patients"
 
 
 # --- images ------------------------------------------------------------------------------------------------------

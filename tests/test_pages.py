@@ -3,7 +3,7 @@
 import jinja2
 import pytest
 
-from haemex.pages import page_environment, with_code
+from haemex.pages import page_environment, plural, with_code
 
 
 def test_what_stands_between_backticks_is_code_and_all_else_is_escaped():
@@ -17,3 +17,7 @@ def test_templates_escape_text_and_refuse_a_value_that_is_not_given(tmp_path):
     assert template.render(text="`x` & <b>", plain="<i>") == "<p><code>x</code> &amp; &lt;b&gt;</p>\n&lt;i&gt;\n"
     with pytest.raises(jinja2.UndefinedError, match="plain"):
         template.render(text="")
+
+
+def test_a_count_agrees_with_its_noun():
+    assert [plural(count, "patient") for count in (0, 1, 2)] == ["0 patients", "1 patient", "2 patients"]

@@ -20,7 +20,6 @@ from haemex.qc import (
     cells,
     collect,
     lost_haematoma,
-    plural,
     sentence,
     show,
     summary,
@@ -234,7 +233,6 @@ def test_the_small_window_shows_the_key_slice():
 
 
 def test_words():
-    assert plural(1, "patient") == "1 patient" and plural(0, "patient") == "0 patients"
     assert sentence("look at it") == "Look at it." and sentence("3 mm.") == "3 mm."
 
 
