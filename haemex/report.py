@@ -358,8 +358,8 @@ def caveats(summary, flow, synthetic):
     if min(test["expansions"], without) < WANTED_EVENTS:
         said.append(
             f"The test cohort has {plural(test['expansions'], 'patient')} with and {without} without expansion; "
-            f"validation of a prediction model wants at least {WANTED_EVENTS} of each (Collins 2016). Read the intervals, not the "
-            "estimates."
+            f"validation of a prediction model wants at least {WANTED_EVENTS} of each (Collins 2016). Read the "
+            "intervals, not the estimates."
         )
     said.append(
         f"The network learnt expansion from {plural(train['expansions'], 'patient')} who had it. The test cohort comes "
