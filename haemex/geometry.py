@@ -169,22 +169,50 @@ def even_volume(hu, geometry):
     numpy.ndarray, (z, y, x), int16
         On the written grid.
     """
-    return np.rint(_interpolate(hu, geometry)).astype(np.int16)
-
-
-def _interpolate(volume, geometry):
-    """Interpolate linearly between acquired slices, index by index: the shear of a tilted stack is kept."""
-    below, share = _neighbours(geometry)
-    even = np.empty((len(below), *volume.shape[1:]), np.float32)
-    for index, (lower, part) in enumerate(zip(below, share.astype(np.float32), strict=True)):
-        even[index] = volume[lower] * (1 - part) + volume[lower + 1] * part
+    below, share = slice_neighbours(geometry)
+    even = np.empty((len(below), *hu.shape[1:]), np.int16)
+    # Index by index: the shear of a tilted stack is kept.
+    for index, (lower, part) in enumerate(zip(below, share, strict=True)):
+        even[index] = np.rint(hu[lower] * (1 - part) + hu[lower + 1] * part)
     return even
 
 
-def _neighbours(geometry):
-    """For each slice of the even grid, the acquired slice below it and the share of the one above."""
+def slice_neighbours(geometry):
+    """Find between which acquired slices each slice of the even grid lies.
+
+    Parameters
+    ----------
+    geometry : dict
+        See `stack_geometry`; uneven.
+
+    Returns
+    -------
+    below : numpy.ndarray of int, (z,)
+        Index of the acquired slice below.
+    share : numpy.ndarray of float32, (z,)
+        0 to 1: how far on the way to the one above.
+    """
     positions = np.array(geometry["acquired_positions_mm"])
     wanted = np.linspace(positions[0], positions[-1], geometry["shape_xyz"][2])
     below = np.clip(np.searchsorted(positions, wanted, side="right") - 1, 0, len(positions) - 2)
     share = (wanted - positions[below]) / (positions[below + 1] - positions[below])
-    return below, np.clip(share, 0.0, 1.0)
+    return below, np.clip(share, 0.0, 1.0).astype(np.float32)
+
+
+def slice_spacing_mm(affine):
+    """Measure the grid: distance between slice planes, then between rows and columns.
+
+    Parameters
+    ----------
+    affine : numpy.ndarray, (4, 4)
+        Voxel index (x, y, z) to mm; with a sheared affine the planes are nearer than their origins.
+
+    Returns
+    -------
+    numpy.ndarray, (3,)
+        (z, y, x), mm.
+    """
+    across, down, step = np.asarray(affine)[:3, :3].T
+    normal = np.cross(across, down)
+    columns_mm, rows_mm = np.linalg.norm(np.asarray(affine)[:3, :2], axis=0)
+    return np.array([abs(normal @ step) / np.linalg.norm(normal), rows_mm, columns_mm])

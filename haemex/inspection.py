@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from haemex.errors import InputError
+from haemex.geometry import slice_spacing_mm
 from haemex.nifti import read_volume, write_atomically
 
 WINDOW_HU = (0, 80)  # the brain window of the study's figures
@@ -102,14 +103,14 @@ def inspect_patient(
     )
     followup = None if followup_json is None else json.loads(Path(followup_json).read_text(encoding="utf-8"))
     acquisition, geometry = baseline["acquisition"], baseline["geometry"]
-    pixel_mm = np.linalg.norm(affine[:3, :2], axis=0)
+    slice_mm, row_mm, column_mm = slice_spacing_mm(affine)
     outside = 1.0 - resampled["haematoma_inside_fraction"]
     row = {
         "patient": patient,
         "slices": geometry["acquired_slices"],
         "matrix": [int(size) for size in geometry["shape_xyz"][:2]],
-        "pixel_mm": [round(float(size), 4) for size in pixel_mm],
-        "slice_mm": round(plane_distance_mm(affine), 4),
+        "pixel_mm": [round(float(size), 4) for size in (column_mm, row_mm)],
+        "slice_mm": round(float(slice_mm), 4),
         "tilt_deg": round(geometry["tilt_deg"], 2),
         "even": geometry["even"],
         "manufacturer": acquisition["manufacturer"],
@@ -146,19 +147,6 @@ def _read_mask(path, shape):
             path,
         )
     return mask > 0
-
-
-def plane_distance_mm(affine):
-    """Measure the distance between slice planes, mm; less than the step between their corners where these are sheared.
-
-    Parameters
-    ----------
-    affine : numpy.ndarray, (4, 4)
-        Voxel index (x, y, z) to RAS, mm.
-    """
-    across, down, step = np.asarray(affine)[:3, :3].T
-    normal = np.cross(across, down)
-    return float(abs(normal @ step) / np.linalg.norm(normal))
 
 
 def _warnings_of_stages(baseline, followup, skullstrip, measured):
@@ -271,8 +259,7 @@ def measure_tissue(hu, affine, brain, haematoma):
         `csf_hu`, `white_matter_hu`, `noise_hu`; None where there is too little of the tissue.
     """
     nothing = {"csf_hu": None, "white_matter_hu": None, "noise_hu": None}
-    row_mm, column_mm = (float(size) for size in np.linalg.norm(affine[:3, :2], axis=0)[::-1])
-    slice_mm = plane_distance_mm(affine)
+    slice_mm, row_mm, column_mm = map(float, slice_spacing_mm(affine))
     used = np.flatnonzero(brain.any(axis=(1, 2)))
     if used.size == 0:
         return nothing

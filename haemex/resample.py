@@ -15,6 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from haemex.errors import InputError
+from haemex.geometry import slice_spacing_mm
 from haemex.nifti import read_volume, write_atomically, write_volume
 from haemex.shapes import fraction_inside, keep_volume, signed_distance
 
@@ -214,9 +215,7 @@ def resample_haematoma(mask, affine, grid_affine, shape):
     voxels = inside * np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3]) / np.linalg.det(grid_affine[:3, :3]))
 
     # Only the surroundings of the mask matter: all that lies a voxel of the coarser grid farther out is outside.
-    across, down, step = affine[:3, :3].T
-    normal = np.cross(across, down) / np.linalg.norm(np.cross(across, down))
-    native_mm = np.array([abs(normal @ step), np.linalg.norm(down), np.linalg.norm(across)])
+    native_mm = slice_spacing_mm(affine)
     margin_mm = max(native_mm.max(), np.linalg.norm(grid_affine[:3, :3], axis=0).max())
     part = []
     for axis, reach in enumerate(np.ceil(margin_mm / native_mm).astype(int) + 1):

@@ -9,6 +9,8 @@ interpolation: Raya SP, Udupa JK. IEEE Trans Med Imaging 1990;9:32-42), and cut 
 import numpy as np
 from scipy import ndimage
 
+from haemex.geometry import slice_neighbours
+
 
 def signed_distance(mask, heights_mm, pixel_mm, limit_mm):
     """Measure how far every voxel lies from the surface of a mask.
@@ -111,7 +113,6 @@ def even_mask(mask, geometry):
     if geometry["even"] or not mask.any():
         return mask if geometry["even"] else np.zeros(geometry["shape_xyz"][::-1], np.uint8)
     heights = np.array(geometry["acquired_positions_mm"])
-    wanted = np.linspace(heights[0], heights[-1], geometry["shape_xyz"][2])
     pixel_mm = np.linalg.norm(np.array(geometry["affine"])[:3, 1::-1], axis=0)
     limit_mm = 2 * np.diff(heights).max()
     volume = np.count_nonzero(mask, axis=(1, 2)) @ np.array(geometry["slice_extent_mm"]) * geometry["area_mm2"] / 1000.0
@@ -120,8 +121,8 @@ def even_mask(mask, geometry):
     drawn = [np.flatnonzero(mask.any(tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     part = tuple(slice(max(places[0] - 1, 0), places[-1] + 2) for places in drawn[1:])  # nothing else can be chosen
     distance = signed_distance(mask[:, *part] > 0, heights, pixel_mm, limit_mm)
-    below = np.clip(np.searchsorted(heights, wanted, side="right") - 1, 0, len(heights) - 2)
-    share = ((wanted - heights[below]) / (heights[below + 1] - heights[below])).astype(np.float32)[:, None, None]
-    even = np.zeros((len(wanted), *mask.shape[1:]), np.uint8)
+    below, share = slice_neighbours(geometry)
+    share = share[:, None, None]
+    even = np.zeros((len(below), *mask.shape[1:]), np.uint8)
     even[:, *part] = keep_volume(distance[below] * (1 - share) + distance[below + 1] * share, count)
     return even

@@ -22,6 +22,7 @@ import numpy as np
 from scipy import ndimage
 
 from haemex.errors import InputError
+from haemex.geometry import slice_spacing_mm
 from haemex.nifti import read_volume, write_atomically, write_volume
 
 # The search runs on block means of about this size: thin enough for the skull base, and the noise is averaged out.
@@ -263,23 +264,6 @@ def otsu_threshold(values, value_range):
         return float(levels[np.argmax(counts)])
     # An empty stretch of the histogram gives the same variance all along: its middle is the fairest threshold.
     return float(np.mean(levels[between >= np.nanmax(between) * (1 - 1e-12)]))
-
-
-def slice_spacing_mm(affine):
-    """Measure the grid: distance between slice planes, then between rows and columns.
-
-    Parameters
-    ----------
-    affine : numpy.ndarray, (4, 4)
-        Voxel index (x, y, z) to mm; with a sheared affine the planes are nearer than their origins.
-
-    Returns
-    -------
-    numpy.ndarray, (3,)
-        (z, y, x), mm.
-    """
-    x, y = np.linalg.norm(affine[:3, :2], axis=0)
-    return np.array([abs(np.linalg.det(affine[:3, :3])) / (x * y), y, x])
 
 
 def dilate(mask, radius_mm, spacing_mm):

@@ -1,3 +1,5 @@
+"""Where stacks of slices lie, by hand and under every trap: tilt, uneven steps, missing, doubled and odd slices."""
+
 import shutil
 
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from haemex.errors import InputError
-from haemex.geometry import geometry_warnings, stack_geometry
+from haemex.geometry import even_volume, geometry_warnings, slice_neighbours, slice_spacing_mm, stack_geometry
 from haemex.series import list_series, plan_series
 
 
@@ -328,4 +330,20 @@ def test_geometry_holds_for_any_stack(steps, tilt, turn):
     )
 
 
-# ---------------------------------------------------------------- even grid
+def test_spacing_of_a_sheared_grid():
+    # 5 mm between planes, each shifted by 2 mm: the planes stay 5 mm apart, though their origins are 5.39 mm apart.
+    affine = np.array([[0.5, 0, 0, 0], [0, 0.4, 2, 0], [0, 0, 5, 0], [0, 0, 0, 1.0]])
+    np.testing.assert_allclose(slice_spacing_mm(affine), [5, 0.4, 0.5])
+    tilt = np.radians(20)
+    affine[:3, 1], affine[:3, 2] = 0.4 * np.array([0, np.cos(tilt), -np.sin(tilt)]), (0, 0, 5)
+    np.testing.assert_allclose(slice_spacing_mm(affine), [5 * np.cos(tilt), 0.4, 0.5])
+
+
+def test_the_even_grid_by_hand():
+    # Steps of 4, 4 and 8 mm: five slices, each 4 mm; the fourth lies half-way up the long step.
+    geometry = {"acquired_positions_mm": [0.0, 4.0, 8.0, 16.0], "shape_xyz": [1, 1, 5]}
+    below, share = slice_neighbours(geometry)
+    assert [*below] == [0, 1, 2, 2, 2] and [*share] == [0, 0, 0, 0.5, 1]
+    hu = np.array([-1024, 31, 10, 61], np.int16).reshape(4, 1, 1)
+    even = even_volume(hu, geometry)
+    assert even.dtype == np.int16 and [*even.ravel()] == [-1024, 31, 10, 36, 61]  # 35.5, to the even number

@@ -30,7 +30,6 @@ from haemex.inspection import (
     measure_tissue,
     outline,
     percent,
-    plane_distance_mm,
     radiological_axes,
     turn,
     turned_affine,
@@ -374,16 +373,6 @@ def test_the_box_is_where_resample_has_its_grid():
     share = fraction_inside(mask, affine, grid, tuple(MATRIX[::-1]))
     assert 0.1 < share < 0.9
     assert (mask & inside).sum() / mask.sum() == pytest.approx(share)
-
-
-def test_planes_of_a_sheared_stack_are_nearer_than_its_corners():
-    affine = np.array([[0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1.0]])
-    assert plane_distance_mm(affine) == pytest.approx(5)
-    affine[1, 2] = 3.0
-    assert plane_distance_mm(affine) == pytest.approx(5)
-    tilt = np.radians(20)
-    affine[:3, 1], affine[:3, 2] = 0.5 * np.array([0, np.cos(tilt), -np.sin(tilt)]), (0, 0, 5)
-    assert plane_distance_mm(affine) == pytest.approx(5 * np.cos(tilt))
 
 
 def test_the_outline_is_the_rim_within_and_not_the_edge_of_the_picture():

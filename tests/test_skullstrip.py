@@ -10,6 +10,7 @@ from skimage.filters import threshold_otsu
 
 from haemex import phantom
 from haemex.errors import InputError
+from haemex.geometry import slice_spacing_mm
 from haemex.nifti import read_volume, write_volume
 from haemex.skullstrip import (
     brain_warnings,
@@ -19,7 +20,6 @@ from haemex.skullstrip import (
     largest_component,
     otsu_threshold,
     skullstrip_scan,
-    slice_spacing_mm,
 )
 
 INNER_MM, OUTER_MM, SCALP_MM = 66.0, 73.0, 78.0
@@ -75,12 +75,6 @@ def test_otsu_by_hand():
     assert otsu_threshold(np.array([10, 10, 10, 20]), (0, 100)) == 14.5
     assert otsu_threshold(np.array([-50, 300, 300]), (0, 100)) == pytest.approx(49.5)  # clipped to 0 and 100
     assert otsu_threshold(np.full(5, 7), (0, 100)) == 7
-
-
-def test_spacing_of_a_sheared_grid():
-    # 5 mm between planes, each shifted by 2 mm: the planes stay 5 mm apart, though their origins are 5.39 mm apart.
-    affine = np.array([[0.5, 0, 0, 0], [0, 0.4, 2, 0], [0, 0, 5, 0], [0, 0, 0, 1.0]])
-    np.testing.assert_allclose(slice_spacing_mm(affine), [5, 0.4, 0.5])
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.8, 1.1)])
