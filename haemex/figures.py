@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from haemex.nifti import read_volume, write_atomically
+from haemex.orientation import radiological_axes, turn
 from haemex.tables import read_table
 
 FIGURES = (
@@ -463,15 +464,9 @@ def radiological(volume, affine):
     spacing_mm : tuple of float
         (row, column) spacing.
     """
-    import nibabel
-
-    transform = nibabel.orientations.ornt_transform(
-        nibabel.orientations.io_orientation(affine), nibabel.orientations.axcodes2ornt(("L", "P", "S"))
-    )
-    turned = nibabel.orientations.apply_orientation(volume.transpose(2, 1, 0), transform)
-    lengths = np.empty(3)
-    lengths[transform[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
-    return turned.transpose(2, 1, 0), (lengths[1], lengths[0])
+    axes, flipped = radiological_axes(affine)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    return turn(volume, axes, flipped), (lengths[2 - axes[1]], lengths[2 - axes[2]])
 
 
 def draw_overlays(cases):

@@ -6,7 +6,6 @@ cerebrospinal fluid is almost water, white matter has its narrow range, acute bl
 """
 
 import io
-import itertools
 import json
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from haemex.errors import InputError
 from haemex.geometry import slice_spacing_mm
 from haemex.nifti import read_volume, write_atomically
+from haemex.orientation import radiological_axes, turn, turned_affine
 
 WINDOW_HU = (0, 80)  # the brain window of the study's figures
 MAX_SLICES = 60  # more are thinned out; 5 mm slices never are
@@ -376,36 +376,6 @@ def two_class_threshold(values):
 # --- picture -----------------------------------------------------------------------------------------------------
 
 
-def radiological_axes(affine):
-    """Find how to turn a volume for display: patient's right on the left, anterior up, from foot to head.
-
-    Parameters
-    ----------
-    affine : numpy.ndarray, (4, 4)
-        Voxel index (x, y, z) to RAS, mm; oblique and sheared ones go by their nearest axes.
-
-    Returns
-    -------
-    axes : tuple of int
-        Of an array (z, y, x): which of its axes becomes slice, row and column.
-    flipped : tuple of bool
-        Whether it has to be reversed then.
-    """
-    directions = np.asarray(affine, float)[:3, :3]
-    directions = directions / np.linalg.norm(directions, axis=0)
-    # order[r] is the array's x, y or z that runs along the patient's axis r.
-    order = max(itertools.permutations(range(3)), key=lambda order: np.prod(np.abs(directions[range(3), order])))
-    signs = directions[range(3), order]
-    wanted = (-1, -1, 1)  # columns to the left, rows to the back, slices upwards
-    axes = tuple(2 - order[patient] for patient in (2, 1, 0))
-    return axes, tuple(bool(signs[patient] * wanted[patient] < 0) for patient in (2, 1, 0))
-
-
-def turn(volume, axes, flipped):
-    """Apply `radiological_axes` to an array (z, y, x): (slice, row, column), a view."""
-    return volume.transpose(axes)[tuple(slice(None, None, -1 if flip else 1) for flip in flipped)]
-
-
 def field_box(grid_affine, matrix):
     """Say where the network's field of view ends.
 
@@ -550,32 +520,6 @@ def draw_montage(hu, affine, caption, brain=None, haematoma=None, field=None):
         [_grey(hu[index, top:bottom, left:right], tile) for index in shown],
         colour, shown, area_ml, beyond, [*caption, _how(shown, len(hu))], field is not None, key,
     )  # fmt: skip
-
-
-def turned_affine(affine, axes, flipped, shape):
-    """Make the affine of a turned volume.
-
-    Parameters
-    ----------
-    affine : numpy.ndarray, (4, 4)
-        Of the volume as it was.
-    axes, flipped : tuple
-        From `radiological_axes`.
-    shape : tuple of int
-        (slice, row, column) of the turned volume.
-
-    Returns
-    -------
-    numpy.ndarray, (4, 4)
-        Index (column, row, slice) to RAS, mm.
-    """
-    turned = np.array(affine, float)
-    for new, (axis, flip, size) in enumerate(zip(axes[::-1], flipped[::-1], shape[::-1], strict=True)):
-        step = np.asarray(affine)[:3, 2 - axis]
-        turned[:3, new] = -step if flip else step
-        if flip:
-            turned[:3, 3] += step * (size - 1)
-    return turned
 
 
 def head_box(hu, spacing_mm, brain=None, haematoma=None):

@@ -13,6 +13,7 @@ import numpy as np
 
 from haemex.errors import InputError
 from haemex.nifti import is_nifti, read_grid, read_volume, states_orientation, write_atomically, write_volume
+from haemex.orientation import turn, turned_affine, turning
 from haemex.segmentation_metrics import dice
 from haemex.shapes import even_mask
 
@@ -130,8 +131,6 @@ def fit_mask(path, geometry, empty_allowed=False):
 
 def _turn_to(affine, array, mask_affine, path):
     """Flip and swap the axes of a mask so that they run the way those of the CT do."""
-    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
-
     if not np.isfinite(mask_affine).all() or abs(np.linalg.det(mask_affine[:3, :3])) < 1e-9:
         raise InputError("the affine of the mask is degenerate", "export the mask on the grid of its CT", path)
     across, down, step = affine[:3, :3].T
@@ -139,11 +138,9 @@ def _turn_to(affine, array, mask_affine, path):
     frame = np.array([across, down, normal * np.sign(normal @ step)])
     frame /= np.linalg.norm(frame, axis=1, keepdims=True)
     # Compared in the frame of the image plane and its normal, where neither tilt nor voxel shape can mislead.
-    seen = np.eye(4)
-    seen[:3, :3] = frame @ mask_affine[:3, :3]
-    turn = io_orientation(seen)
-    turned = apply_orientation(array.transpose(2, 1, 0), turn)
-    return turned.transpose(2, 1, 0), mask_affine @ inv_ornt_aff(turn, array.shape[::-1])
+    axes, flipped = turning(frame @ mask_affine[:3, :3], (1, 1, 1))
+    turned = turn(array, axes, flipped)
+    return turned, turned_affine(mask_affine, axes, flipped, turned.shape)
 
 
 def _which_grid(shape, geometry, path):

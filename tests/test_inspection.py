@@ -14,7 +14,6 @@ from PIL import Image
 from haemex import phantom
 from haemex.convert import convert_scan
 from haemex.errors import InputError
-from haemex.figures import radiological
 from haemex.inspection import (
     COLOURS,
     GREY_LEVELS,
@@ -30,9 +29,6 @@ from haemex.inspection import (
     measure_tissue,
     outline,
     percent,
-    radiological_axes,
-    turn,
-    turned_affine,
     two_class_threshold,
 )
 from haemex.nifti import read_volume, write_volume
@@ -335,30 +331,6 @@ def test_two_classes_are_parted_half_way_as_isodata_does():
 
 
 # --- geometry ------------------------------------------------------------------------------------------------------
-
-
-@given(
-    order=st.permutations(range(3)),
-    signs=st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3),
-    sizes=st.tuples(*[st.floats(0.4, 6)] * 3),
-    shear=st.floats(-0.35, 0.35),
-)
-@settings(max_examples=80, deadline=None)
-def test_turning_for_display_as_nibabel_does(order, signs, sizes, shear):
-    affine = np.diag([0.0, 0.0, 0.0, 1.0])
-    for axis, (patient, sign, size) in enumerate(zip(order, signs, sizes, strict=True)):
-        affine[patient, axis] = sign * size
-    affine[order[1], 2] = shear * sizes[2]  # a gantry tilt
-    affine[:3, 3] = 3, -5, 7
-    volume = np.arange(24).reshape(2, 3, 4)
-    axes, flipped = radiological_axes(affine)
-    turned = turn(volume, axes, flipped)
-    np.testing.assert_array_equal(turned, radiological(volume, affine)[0])
-    # and the affine follows: every voxel keeps its place in the patient
-    after = turned_affine(affine, axes, flipped, turned.shape)
-    for index in ((0, 0, 0), (1, 2, 3), (0, 1, 2)):
-        [at] = np.argwhere(turned == volume[index])
-        np.testing.assert_allclose(after @ [*at[::-1], 1], affine @ [*index[::-1], 1], atol=1e-9)
 
 
 def test_the_box_is_where_resample_has_its_grid():
