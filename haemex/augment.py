@@ -10,14 +10,14 @@ its own, so training reads one copy without unpacking the others, and any NIfTI 
 """
 
 import gzip
-import json
 import zlib
 
 import numpy as np
 import SimpleITK
 
 from haemex.errors import InputError
-from haemex.nifti import header_bytes, read_volume, write_atomically
+from haemex.files import write_atomically, write_json
+from haemex.nifti import header_bytes, read_volume
 from haemex.resample import CT_SLOPE, resample_haematoma
 
 
@@ -89,7 +89,7 @@ def augment_patient(
         "ct_offsets": _write_copies(ct_out, ct_volumes, affine, CT_SLOPE),
         "haematoma_offsets": _write_copies(haematoma_out, haematoma_volumes, affine),
     }
-    write_atomically(json_out, (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode())
+    write_json(json_out, facts)
 
 
 def draw_transforms(

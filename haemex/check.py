@@ -4,7 +4,6 @@ Of a CT its headers are read and at most three single slices; masks are read who
 """
 
 import datetime
-import json
 import re
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +25,8 @@ from haemex.check_table import (
 from haemex.cohort import assume_well, ineligibility, refused_columns, split
 from haemex.cohort_table import parse_cohort_table
 from haemex.errors import InputError
+from haemex.files import write_atomically, write_json
 from haemex.logs import Progress, announce
-from haemex.nifti import write_atomically
 from haemex.pages import page_environment, plural
 from haemex.tables import write_table
 
@@ -189,7 +188,7 @@ def check_study(
     report_problems(problems, page_path)
     announce(f"check of {plural(len(entering), 'patient')}: {verdict_in_words(problems)}; see {page_path}")
     verdict = {"errors": 0, "warnings": len(problems), "patients": len(entering)}
-    write_atomically(verdict_path, (json.dumps(verdict, indent=1, sort_keys=True) + "\n").encode())
+    write_json(verdict_path, verdict)
 
 
 def _reason(row, eligibility, cohorts):

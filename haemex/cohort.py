@@ -4,12 +4,10 @@ Source: paper, Methods and Results; the order of reasons is the paper's.
 """
 
 import datetime
-import json
-from pathlib import Path
 
 from haemex.cohort_table import read_cohort_table
 from haemex.errors import InputError
-from haemex.nifti import write_atomically
+from haemex.files import read_json, write_json
 from haemex.tables import read_table, write_table
 
 NOT_INCLUDED = ("age", "onset_to_ct", "followup_interval", "missing_data")
@@ -235,7 +233,7 @@ def build_cohort(
     from haemex.folds import stratified_folds
 
     rows = read_cohort_table(table_path)
-    measured = {m["patient"]: m for m in (json.loads(Path(path).read_text()) for path in measure_paths)}
+    measured = {m["patient"]: m for m in (read_json(path) for path in measure_paths)}
     without = sorted(patient for patient, volumes in measured.items() if volumes["followup_ml"] is None)
     if without:
         raise InputError(
@@ -276,7 +274,7 @@ def build_cohort(
         member["fold"] = fold_of.get(member["patient"])
     volumes = [(member["baseline_ml"], member["followup_ml"]) for member in members]
     flips = label_flips(volumes, expansion)
-    write_atomically(flow_out, (json.dumps(flow(rows, reasons, members), indent=1, sort_keys=True) + "\n").encode())
+    write_json(flow_out, flow(rows, reasons, members))
     write_table(flips_out, flips)
     write_table(cohort_out, members, COHORT_COLUMNS)
 

@@ -2,15 +2,15 @@
 
 import glob
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 
 from haemex.dicom import AIR_HU, read_hu, tag_number
 from haemex.errors import InputError
+from haemex.files import write_json
 from haemex.geometry import MIN_SLICES, even_volume, geometry_warnings, stack_geometry
-from haemex.nifti import is_nifti, read_volume, write_atomically, write_volume
+from haemex.nifti import is_nifti, read_volume, write_volume
 from haemex.series import MAX_TILT_DEG, find_series, plan_series, series_warnings
 
 SHEAR_DEG = 0.5  # what is less may come from rounding
@@ -47,7 +47,7 @@ def convert_scan(source, nifti_out, json_out, slice_thickness_mm, series=None):
     description["pixel_digest"] = hashlib.sha256(hu.astype("<i2", copy=False).tobytes()).hexdigest()
     geometry = description["geometry"]
     write_volume(nifti_out, hu if geometry["even"] else even_volume(hu, geometry), geometry["affine"])
-    write_atomically(json_out, (json.dumps(description, indent=1, sort_keys=True) + "\n").encode())
+    write_json(json_out, description)
 
 
 def refuse_pin(path, series):

@@ -5,7 +5,6 @@ calibration come from the training cohort; this module recomputes them from the 
 study in which they do not agree (paper, Evaluation of the models; Table 2).
 """
 
-import json
 import math
 from pathlib import Path
 
@@ -14,8 +13,9 @@ import numpy as np
 from haemex.baselines import apply_logistic, fit_baselines
 from haemex.cohort import refuse_doubled_scans
 from haemex.errors import InputError
+from haemex.files import read_json, write_json
 from haemex.markers import MARKERS, agreement
-from haemex.nifti import read_volume, write_atomically
+from haemex.nifti import read_volume
 from haemex.segmentation_metrics import dice
 from haemex.statistics import (
     bland_altman,
@@ -124,11 +124,11 @@ def evaluate_study(
     predict_folder, measure_folder = Path(predict_folder), Path(measure_folder)
     predictions = {row["patient"]: row for row in read_table(predict_folder / "predictions.tsv")}
     out_of_fold = read_table(out_of_fold_path)
-    selected, model = _read_json(selected_path), _read_json(model_path)
+    selected, model = read_json(selected_path), read_json(model_path)
     patients = [row["patient"] for row in rows]
-    measured = {patient: _read_json(measure_folder / f"{patient}.json") for patient in patients}
-    resampled = {patient: _read_json(Path(resample_folder) / f"{patient}.json") for patient in patients}
-    acquired = {patient: _read_json(Path(convert_folder) / f"{patient}_baseline.json") for patient in patients}
+    measured = {patient: read_json(measure_folder / f"{patient}.json") for patient in patients}
+    resampled = {patient: read_json(Path(resample_folder) / f"{patient}.json") for patient in patients}
+    acquired = {patient: read_json(Path(convert_folder) / f"{patient}_baseline.json") for patient in patients}
 
     for row in rows:
         if row["patient"] not in predictions:
@@ -195,7 +195,6 @@ def evaluate_study(
         "missing_in_test": {marker: sum(row[marker] is None for row in scores) for marker in (*MARKERS, "bat_score")},
     }
 
-    text = json.dumps(_without_nan(summary), indent=1, sort_keys=True, allow_nan=False) + "\n"
     folder = Path(out_folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / "leaks.tsv", leaks)
@@ -204,11 +203,7 @@ def evaluate_study(
     write_table(folder / "dice.tsv", overlap)
     write_table(folder / "agreement.tsv", agreement_table(rows, measured, confidence), AGREEMENT_COLUMNS)
     write_table(folder / "acquisition.tsv", acquisition_table(rows, acquired))
-    write_atomically(folder / "summary.json", text.encode())
-
-
-def _read_json(path):
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    write_json(folder / "summary.json", _without_nan(summary))
 
 
 def _without_nan(value):

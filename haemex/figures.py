@@ -5,13 +5,13 @@ alone. Contours of Figure 3 keep the paper's red (manual) and green (network) an
 """
 
 import io
-import json
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from haemex.nifti import read_volume, write_atomically
+from haemex.files import read_json, write_atomically
+from haemex.nifti import read_volume
 from haemex.orientation import radiological_axes, turn
 from haemex.tables import read_table
 
@@ -99,11 +99,11 @@ def draw_figures(
     import matplotlib
 
     scores, table2, dice = (read_table(Path(evaluate_folder) / f"{name}.tsv") for name in ("scores", "table2", "dice"))
-    summary = json.loads((Path(evaluate_folder) / "summary.json").read_text(encoding="utf-8"))
+    summary = read_json(Path(evaluate_folder) / "summary.json")
     test = [row for row in dice if row["cohort"] == "test"]
     with matplotlib.rc_context(STYLE):
         drawn = {
-            "flow": draw_flow(json.loads(Path(flow_path).read_text())),
+            "flow": draw_flow(read_json(flow_path)),
             "training": draw_training(
                 {
                     path.parent.name: read_table(path)

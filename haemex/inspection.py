@@ -6,14 +6,13 @@ cerebrospinal fluid is almost water, white matter has its narrow range, acute bl
 """
 
 import io
-import json
-from pathlib import Path
 
 import numpy as np
 
 from haemex.errors import InputError
+from haemex.files import read_json, write_atomically, write_json
 from haemex.geometry import slice_spacing_mm
-from haemex.nifti import read_volume, write_atomically
+from haemex.nifti import read_volume
 from haemex.orientation import radiological_axes, turn, turned_affine
 
 WINDOW_HU = (0, 80)  # the brain window of the study's figures
@@ -98,10 +97,9 @@ def inspect_patient(
     hu, affine = read_volume(ct_path)
     brain, haematoma = (_read_mask(path, hu.shape) for path in (brain_path, haematoma_path))
     baseline, skullstrip, measured, resampled = (
-        json.loads(Path(path).read_text(encoding="utf-8"))
-        for path in (baseline_json, skullstrip_json, measure_json, resample_json)
+        read_json(path) for path in (baseline_json, skullstrip_json, measure_json, resample_json)
     )
-    followup = None if followup_json is None else json.loads(Path(followup_json).read_text(encoding="utf-8"))
+    followup = None if followup_json is None else read_json(followup_json)
     acquisition, geometry = baseline["acquisition"], baseline["geometry"]
     slice_mm, row_mm, column_mm = slice_spacing_mm(affine)
     outside = 1.0 - resampled["haematoma_inside_fraction"]
@@ -133,7 +131,7 @@ def inspect_patient(
     )
     row |= places
     write_atomically(png_out, picture)
-    write_atomically(json_out, (json.dumps(row, indent=1, sort_keys=True) + "\n").encode())
+    write_json(json_out, row)
 
 
 def _read_mask(path, shape):

@@ -6,7 +6,6 @@ Arrays are (z, y, x) in memory, as everywhere in haemex; the file holds (x, y, z
 
 import gzip
 import math
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from haemex.errors import InputError
+from haemex.files import write_atomically
 
 HEADER_BYTES = 352
 # NIfTI-1 codes of the types that haemex writes.
@@ -308,17 +308,6 @@ def parse_header(header):
     if code not in TYPES or dimensions[0] not in (3, 4) or header_bytes(shape, TYPES[code], affine, slope) != header:
         raise ValueError("not a header that haemex writes")
     return shape, TYPES[code], affine, slope
-
-
-def write_atomically(path, content):
-    """Write bytes beside `path` and rename, so that no half-written file ever stands there."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def is_nifti(source):

@@ -20,7 +20,8 @@ from zlib import crc32
 import numpy as np
 
 from haemex.errors import InputError
-from haemex.nifti import write_atomically, write_volume
+from haemex.files import write_atomically
+from haemex.nifti import write_volume
 from haemex.tables import read_table, table_bytes
 
 # Table 1 of the paper, training and testing dataset: fraction present, mean and SD, or median-like centre and spread.

@@ -12,9 +12,10 @@ import safetensors.torch
 import torch
 
 from haemex.errors import InputError
+from haemex.files import write_json
 from haemex.logs import Progress, announce
 from haemex.network import TwoOutputUNet, computing, device_name, place, predict_scan, probability
-from haemex.nifti import read_grid, read_volume, write_atomically, write_volume
+from haemex.nifti import read_grid, read_volume, write_volume
 from haemex.resample import resample_haematoma
 from haemex.segmentation_metrics import volume_ml
 from haemex.tables import write_table
@@ -86,8 +87,7 @@ def write_bundle(folder, *, network, preprocessing, threshold, rule, calibration
         "cohort": cohort,
         "versions": {"haemex": importlib.metadata.version("haemex"), "torch": torch.__version__},
     }
-    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    write_atomically(Path(folder) / "model.json", text.encode())
+    write_json(Path(folder) / "model.json", content)
 
 
 def load_bundle(folder):

@@ -5,12 +5,11 @@ reaches that rule; `write_failures` then writes the page alone, from what there 
 others the stage that failed and what it said.
 """
 
-import json
 import statistics
 import sys
 from pathlib import Path
 
-from haemex.nifti import write_atomically
+from haemex.files import read_json, write_atomically
 from haemex.pages import page_environment, plural
 from haemex.tables import write_table
 
@@ -214,7 +213,7 @@ def _last_words(log, output, patient):
 
 def _inspected(path):
     """Read the row of an inspected patient."""
-    row = json.loads(Path(path).read_text(encoding="utf-8"))
+    row = read_json(path)
     scanner = " ".join(row[name] for name in ("manufacturer", "model") if row[name])
     row["scanner"] = ", ".join(part for part in (scanner, row["kernel"]) if part) or None
     return {**row, "state": "inspected", "failures": [], "picture": f"../inspect/{row['patient']}.png"}

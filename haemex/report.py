@@ -7,14 +7,13 @@ depends on the day, the machine's name or a path.
 
 import base64
 import importlib.metadata
-import json
 import math
 import platform
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from haemex.figures import FIGURES
+from haemex.files import read_json, write_atomically
 from haemex.markers import MARKERS
-from haemex.nifti import write_atomically
 from haemex.pages import page_environment, plural
 from haemex.settings import candidate_settings, load_schema
 from haemex.statistics import format_p, round_half_up
@@ -96,8 +95,7 @@ def write_report(
 
     evaluate_folder = Path(evaluate_folder)
     summary, selected, model, flow = (
-        json.loads(Path(path).read_text(encoding="utf-8"))
-        for path in (evaluate_folder / "summary.json", selected_path, model_path, flow_path)
+        read_json(path) for path in (evaluate_folder / "summary.json", selected_path, model_path, flow_path)
     )
     paper = yaml.safe_load(Path(paper_config_path).read_text(encoding="utf-8"))
     used = {**config, **candidate_settings(config, selected["candidate"])}

@@ -8,15 +8,15 @@ The grid's axes are the patient's (x to the right, y to the front, z upwards: RA
 mass. Between the native grid, sheared or not, and this grid lies one interpolation.
 """
 
-import json
 import math
 
 import numpy as np
 from scipy import ndimage
 
 from haemex.errors import InputError
+from haemex.files import write_json
 from haemex.geometry import slice_spacing_mm
-from haemex.nifti import read_volume, write_atomically, write_volume
+from haemex.nifti import read_volume, write_volume
 from haemex.shapes import fraction_inside, keep_volume, signed_distance
 
 CT_SLOPE = 2**-10  # z-scores in int16: steps of 0.001, up to 32
@@ -114,7 +114,7 @@ def resample_scan(
         "haematoma_voxels": voxels,
         "grid_affine": grid_affine.tolist(),
     }
-    write_atomically(json_out, (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode())
+    write_json(json_out, facts)
 
 
 def centre_of_mass_mm(mask, affine):

@@ -1,13 +1,12 @@
 """Choose hyperparameters and lock the operating point, from out-of-fold predictions of the training cohort only."""
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 
 from haemex.errors import InputError
-from haemex.nifti import write_atomically
+from haemex.files import write_json
 from haemex.statistics import calibration_fit, delong_auc, sensitivity_threshold, youden_threshold
 from haemex.tables import read_table, write_table
 
@@ -118,8 +117,7 @@ def select(
     }
     write_table(predictions_path, pooled[chosen], PREDICTION_COLUMNS)
     write_table(candidates_path, table, CANDIDATE_COLUMNS)
-    content = json.dumps(decision, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    write_atomically(selected_path, content.encode())
+    write_json(selected_path, decision)
 
 
 def _out_of_fold(candidate, cohort, folder):

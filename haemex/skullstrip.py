@@ -16,14 +16,13 @@ threshold on a head only parts air from head. Here it is applied again within th
    tissue than bone, so that a haematoma at the inner table is not cut.
 """
 
-import json
-
 import numpy as np
 from scipy import ndimage
 
 from haemex.errors import InputError
+from haemex.files import write_json
 from haemex.geometry import slice_spacing_mm
-from haemex.nifti import read_volume, write_atomically, write_volume
+from haemex.nifti import read_volume, write_volume
 
 # The search runs on block means of about this size: thin enough for the skull base, and the noise is averaged out.
 WORK_SPACING_MM = (3.0, 1.0, 1.0)  # (z, y, x)
@@ -106,7 +105,7 @@ def skullstrip_scan(ct_path, brain_out, json_out, seal_gap_mm, min_brain_ml, pla
         print(f"warning: {warning['problem']}; {warning['action']}")
     write_volume(brain_out, brain.astype(np.uint8), affine)
     facts = {"thresholds_hu": thresholds_hu, "brain_ml": brain_ml, "warnings": warnings}
-    write_atomically(json_out, (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode())
+    write_json(json_out, facts)
 
 
 def find_brain(hu, affine, seal_gap_mm):

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from haemex.nifti import write_atomically
+from haemex.files import write_atomically
 
 TEXT_COLUMNS = frozenset({"patient", "copy", "candidate", "pixel_digest"})
 

@@ -18,10 +18,10 @@ from torch.optim.adam import adam
 
 from haemex.dataset import TrainingCopies, content_record, epoch_order, read_offsets, read_scan
 from haemex.errors import InputError
+from haemex.files import write_atomically
 from haemex.logs import Progress, announce
 from haemex.losses import expansion_loss, training_loss
 from haemex.network import computing, device_name, initial_network, place, predict_scan, probability
-from haemex.nifti import write_atomically
 from haemex.segmentation_metrics import dice, volume_ml
 from haemex.tables import write_table
 

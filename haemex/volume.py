@@ -5,14 +5,14 @@ can belong to this CT at all: ITK-SNAP, like everything that rests on ITK, squar
 mask is right all the same. What fits neither the acquired slices nor the converted CT is refused, never resampled.
 """
 
-import json
 import warnings
 from pathlib import Path
 
 import numpy as np
 
 from haemex.errors import InputError
-from haemex.nifti import is_nifti, read_grid, read_volume, states_orientation, write_atomically, write_volume
+from haemex.files import read_json, write_json
+from haemex.nifti import is_nifti, read_grid, read_volume, states_orientation, write_volume
 from haemex.orientation import turn, turned_affine, turning
 from haemex.segmentation_metrics import dice
 from haemex.shapes import even_mask
@@ -420,7 +420,7 @@ def measure_patient(
     """
     if baseline_mask is None:
         raise InputError("the cohort table names no baseline mask", "fill in `baseline_mask` of this patient")
-    baseline = _read_json(baseline_json)
+    baseline = read_json(baseline_json)
     geometry = baseline["geometry"]
     mask, acquired = fit_mask(baseline_mask, geometry)
     written = even_mask(mask, geometry) if acquired else mask
@@ -435,7 +435,7 @@ def measure_patient(
         "warnings": _named("baseline_mask", mask_warnings(mask, geometry, acquired)),
     }
     if followup_json is not None:
-        followup = _read_json(followup_json)
+        followup = read_json(followup_json)
         measured["pixel_digest"]["followup"] = followup["pixel_digest"]
         if followup["pixel_digest"] == baseline["pixel_digest"]:
             raise InputError(
@@ -470,13 +470,9 @@ def measure_patient(
             else dice(written, even_mask(second, geometry) if on_acquired else second)
         )
     write_volume(mask_out, written, read_grid(baseline_nifti)[1])
-    write_atomically(json_out, (json.dumps(measured, indent=1, sort_keys=True) + "\n").encode())
+    write_json(json_out, measured)
 
 
 def _named(column, found):
     """Say which mask of the cohort table warnings are about."""
     return [{**one, "problem": f"`{column}`: {one['problem']}"} for one in found]
-
-
-def _read_json(path):
-    return json.loads(Path(path).read_text(encoding="utf-8"))
