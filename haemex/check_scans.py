@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from haemex.check_table import MASK_OF, finding, warning
+from haemex.cohort_table import FIRST_YEAR
 from haemex.convert import read_nifti_scan, refuse_pin
 from haemex.dicom import AIR_HU, read_hu, tag_values
 from haemex.errors import InputError
@@ -43,7 +44,6 @@ SURROUNDINGS_MM = (3.0, 12.0)  # of the mask's edge: beyond partial volume, with
 # ASSUME: growth or shrinkage beyond this, or a volume below this, is rather a wrong mask.
 VOLUME_RATIO = 5.0
 MIN_VOLUME_ML = 0.2
-FIRST_YEAR = 1971  # of the first head CT; what is earlier is a date that an export put in
 
 DATES = (
     ("AcquisitionDate", "AcquisitionTime"),
@@ -192,7 +192,7 @@ def _text(header, keyword):
 def _moment(date, time):
     """Turn DICOM's date and time into (datetime, whether the time is known); midnight sharp is no time."""
     day = re.fullmatch(r"(\d{4})[.:-]?(\d\d)[.:-]?(\d\d)", date)
-    if not day or int(day[1]) < FIRST_YEAR:
+    if not day or int(day[1]) < FIRST_YEAR:  # what is earlier, an export put in
         return None
     clock = re.match(r"(\d\d):?(\d\d):?(\d\d)?", time)
     hour, minute, second = (int(part or 0) for part in clock.groups()) if clock else (0, 0, 0)

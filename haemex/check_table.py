@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from haemex.cohort import is_expansion
+
 COLUMNS = ("patient", "severity", "file", "problem", "action")
 
 SCANS = ("baseline_ct", "followup_ct")
@@ -291,8 +293,6 @@ def check_cohort_sizes(members, folds, volumes, expansion):
     expansion : dict
         Section `expansion` of the config.
     """
-    from haemex.cohort import is_expansion
-
     found = []
     for name, what in (("train", "training"), ("test", "test")):
         patients = members[name]

@@ -9,10 +9,9 @@ import io
 
 import numpy as np
 
-from haemex.errors import InputError
 from haemex.files import read_json, write_atomically, write_json
 from haemex.geometry import slice_spacing_mm
-from haemex.nifti import read_volume
+from haemex.nifti import read_mask_on, read_volume
 from haemex.orientation import radiological_axes, turn, turned_affine
 
 WINDOW_HU = (0, 80)  # the brain window of the study's figures
@@ -95,7 +94,7 @@ def inspect_patient(
         A mask is not on the grid of the CT.
     """
     hu, affine = read_volume(ct_path)
-    brain, haematoma = (_read_mask(path, hu.shape) for path in (brain_path, haematoma_path))
+    brain, haematoma = (read_mask_on(path, hu.shape, affine) for path in (brain_path, haematoma_path))
     baseline, skullstrip, measured, resampled = (
         read_json(path) for path in (baseline_json, skullstrip_json, measure_json, resample_json)
     )
@@ -132,19 +131,6 @@ def inspect_patient(
     row |= places
     write_atomically(png_out, picture)
     write_json(json_out, row)
-
-
-def _read_mask(path, shape):
-    """Read a mask on the grid of its CT; bool, (z, y, x)."""
-    mask, _ = read_volume(path)
-    if mask.shape != shape:
-        raise InputError(
-            f"a mask of {' x '.join(map(str, mask.shape[::-1]))} voxels does not lie on its CT's grid of"
-            f" {' x '.join(map(str, shape[::-1]))}",
-            "run the stage that made it again",
-            path,
-        )
-    return mask > 0
 
 
 def _warnings_of_stages(baseline, followup, skullstrip, measured):

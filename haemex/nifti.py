@@ -53,6 +53,38 @@ def read_volume(path):
     return np.ascontiguousarray(array), affine
 
 
+def read_mask_on(path, shape, affine):
+    """Read a mask that must lie on a grid.
+
+    Parameters
+    ----------
+    path : path-like
+        `.nii` or `.nii.gz`, made by another stage.
+    shape : tuple of int
+        (z, y, x) of the grid.
+    affine : numpy.ndarray, (4, 4)
+        Voxel index (x, y, z) of the grid to RAS, mm.
+
+    Returns
+    -------
+    numpy.ndarray of bool, (z, y, x)
+
+    Raises
+    ------
+    InputError
+        The mask has another shape, or lies elsewhere.
+    """
+    mask, mask_affine = read_volume(path)
+    if mask.shape != shape or not np.allclose(mask_affine, affine, atol=1e-3):
+        raise InputError(
+            f"a mask of {' x '.join(map(str, mask.shape[::-1]))} voxels does not lie on its CT's grid of"
+            f" {' x '.join(map(str, shape[::-1]))}, or stands elsewhere",
+            "run the stage that made it again",
+            path,
+        )
+    return mask > 0
+
+
 def read_grid(path):
     """Read a volume's shape and affine, not its voxels.
 

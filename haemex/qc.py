@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from haemex.files import read_json, write_atomically
+from haemex.inspection import MAX_OUTSIDE_FIELD
 from haemex.pages import page_environment, plural
 from haemex.tables import write_table
 
@@ -23,7 +24,6 @@ JOBS = {
     "inspect": ("convert baseline", "convert followup", "measure", "skullstrip", "resample"),
 }
 SAID = "haemex: "  # how `haemex.logs.log_to` begins the sentence of a refusal
-MUCH = 0.01  # share of a haematoma outside the field of view that is counted apart, see haemex.inspection
 MAX_PLAIN_PICTURES = 20  # of failed patients, per run: a third of a second each
 
 WHOLE_BRAIN_MM = (224.0, 224.0, 160.0)  # of config/whole_brain.yaml, which the page recommends
@@ -360,7 +360,7 @@ def lost_haematoma(rows, field_of_view_mm):
         "field": " x ".join(f"{size:g}" for size in field_of_view_mm),
         "whole_brain": " x ".join(f"{size:g}" for size in WHOLE_BRAIN_MM) if larger else None,
         "patients": len(inspected),
-        "much": sum(row["outside_field"] > MUCH for row in inspected),
+        "much": sum(row["outside_field"] > MAX_OUTSIDE_FIELD for row in inspected),
         "any": sum(row["outside_field"] > 0 for row in inspected),
         "lost_ml": f"{sum(row['lost_ml'] for row in inspected):.1f}",
         "total_ml": f"{sum(row['haematoma_ml'] for row in inspected):.1f}",

@@ -16,7 +16,7 @@ from scipy import ndimage
 from haemex.errors import InputError
 from haemex.files import write_json
 from haemex.geometry import slice_spacing_mm
-from haemex.nifti import read_volume, write_volume
+from haemex.nifti import read_mask_on, read_volume, write_volume
 from haemex.shapes import fraction_inside, keep_volume, signed_distance
 
 CT_SLOPE = 2**-10  # z-scores in int16: steps of 0.001, up to 32
@@ -74,7 +74,7 @@ def resample_scan(
         A mask is not on the CT's grid, the brain is empty, or the brain has one HU throughout.
     """
     hu, affine = read_volume(ct_path)
-    brain = _read_mask(brain_path, hu.shape, affine)
+    brain = read_mask_on(brain_path, hu.shape, affine)
     if not brain.any():
         raise InputError("the brain mask is empty", "run skullstrip again, or check the scan", brain_path)
     grid_affine = network_affine(centre_of_mass_mm(brain, affine), field_of_view_mm, matrix)
@@ -100,7 +100,7 @@ def resample_scan(
 
     inside_fraction, voxels = None, None
     if haematoma_path is not None:
-        haematoma = _read_mask(haematoma_path, hu.shape, affine)
+        haematoma = read_mask_on(haematoma_path, hu.shape, affine)
         inside_fraction = fraction_inside(haematoma, affine, grid_affine, shape)
         grid_haematoma = resample_haematoma(haematoma, affine, grid_affine, shape)
         voxels = int(grid_haematoma.sum())
@@ -289,19 +289,6 @@ def resample_volume(volume, affine, grid_affine, shape, order, outside):
             valid.append(inside)
         return _weigh_axes(volume, weights, valid, outside)
     return _sample_freely(volume, matrix, start, shape, bounds, points, order, outside)
-
-
-def _read_mask(path, shape, affine):
-    """Read a mask that must lie on the CT's grid; bool, (z, y, x)."""
-    mask, mask_affine = read_volume(path)
-    if mask.shape != shape or not np.allclose(mask_affine, affine, atol=1e-3):
-        raise InputError(
-            f"a mask of {' x '.join(map(str, mask.shape[::-1]))} voxels does not lie on its CT's grid of"
-            f" {' x '.join(map(str, shape[::-1]))}, or stands elsewhere",
-            "draw the mask on the converted CT",
-            path,
-        )
-    return mask > 0
 
 
 def _points_per_voxel(affine, grid_affine):

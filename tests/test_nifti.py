@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haemex.errors import InputError
-from haemex.nifti import header_bytes, parse_header, read_grid, read_volume, states_orientation, write_volume
+from haemex.nifti import (
+    header_bytes,
+    parse_header,
+    read_grid,
+    read_mask_on,
+    read_volume,
+    states_orientation,
+    write_volume,
+)
 
 AFFINE = np.array([[-0.5, 0, 0, 100], [0, -0.45, 0.9, 80], [0, 0.15, 4.9, -40], [0, 0, 0, 1.0]])  # sheared
 
@@ -243,3 +251,17 @@ def test_reading_an_own_file_does_not_start_nibabel(tmp_path):
         "import sys; from haemex.nifti import read_volume; read_volume(sys.argv[1]); sys.exit('nibabel' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, tmp_path / "a.nii.gz"], check=False).returncode == 0
+
+
+def test_a_mask_must_lie_on_its_grid(tmp_path):
+    affine = np.diag([0.5, 0.5, 5.0, 1.0])
+    mask = np.zeros((2, 3, 4), np.uint8)
+    mask[0, 1, 2] = 255
+    write_volume(tmp_path / "mask.nii.gz", mask, affine)
+    found = read_mask_on(tmp_path / "mask.nii.gz", (2, 3, 4), affine)
+    assert found.dtype == bool and np.argwhere(found).tolist() == [[0, 1, 2]]
+    with pytest.raises(InputError, match="4 x 3 x 2 voxels does not lie on its CT's grid of 4 x 3 x 3"):
+        read_mask_on(tmp_path / "mask.nii.gz", (3, 3, 4), affine)
+    mirrored = np.diag([-0.5, 0.5, 5.0, 1.0])
+    with pytest.raises(InputError, match="stands elsewhere"):
+        read_mask_on(tmp_path / "mask.nii.gz", (2, 3, 4), mirrored)
