@@ -237,7 +237,7 @@ def _badness(row):
 
 def _draw_plain_pictures(results, failed):
     """Draw the CT of failed patients as it is, where it was converted and was not drawn before."""
-    from haemex.inspection import draw_montage
+    from haemex.montage import draw_montage
     from haemex.nifti import read_volume
 
     drawn = 0

@@ -14,7 +14,8 @@ from PIL import Image
 from haemex import phantom
 from haemex.convert import convert_scan
 from haemex.errors import InputError
-from haemex.inspection import (
+from haemex.inspection import grow, inspect_patient, measure_tissue, percent, two_class_threshold
+from haemex.montage import (
     COLOURS,
     GREY_LEVELS,
     HAEMATOMA,
@@ -23,13 +24,8 @@ from haemex.inspection import (
     choose_slices,
     draw_montage,
     field_box,
-    grow,
     inside_box,
-    inspect_patient,
-    measure_tissue,
     outline,
-    percent,
-    two_class_threshold,
 )
 from haemex.nifti import read_volume, write_volume
 from haemex.provenance import ROOT
