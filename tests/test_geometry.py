@@ -162,6 +162,16 @@ def test_two_spacings_under_one_thickness_are_no_gap(tmp_path, write_series):
     assert description["geometry"]["even"] is False
 
 
+def test_long_steps_are_lost_slices_up_to_a_quarter_of_all(tmp_path, write_series):
+    def heights(long):  # 11 steps
+        return np.concatenate([[0], np.cumsum([10.0 if index in long else 5.0 for index in range(11)])])
+
+    with pytest.raises(InputError, match=r"slices are missing: between slices 3 and 4, .*; between slices 7 and 8, "):
+        convert(write_series(tmp_path / "two", heights({2, 6}), stored(12)), tmp_path)
+    _, _, description = convert(write_series(tmp_path / "three", heights({2, 5, 8}), stored(12)), tmp_path)
+    assert description["geometry"]["even"] is False
+
+
 def test_slices_beside_the_line_are_refused(tmp_path, write_series):
     origins = [(-20, -30, h) for h in HEIGHTS]
     origins[3] = (-20, -28, HEIGHTS[3])

@@ -108,6 +108,32 @@ def test_two_equal_series_are_refused_without_their_descriptions(tmp_path, write
     assert not any(word.lower() in caught.value.problem.lower() for word in identity)
 
 
+@pytest.mark.parametrize(
+    ("tag", "value", "what"), [("PatientID", "ID4712", "patients"), ("StudyInstanceUID", "1.2.3", "studies")]
+)
+def test_head_ct_of_two_patients_or_studies_in_one_folder(tmp_path, write_series, identity, tag, value, what):
+    thin = {"SliceThickness": 1.0}  # by thickness alone there would be a choice
+    folder = several(tmp_path, write_series, mine=(HEAD, {}), other=(HEAD, {**thin, tag: value}))
+    with pytest.raises(InputError, match=f"the folder holds head CT of 2 {what}: series 1 ") as caught:
+        find_series(folder, 5.0)
+    assert not any(word in str(caught.value) for word in (*identity, value))
+    assert find_series(folder, 5.0, "2")[0].label == "2"  # a pin says whom
+
+
+def test_three_acquisitions_of_the_same_slices_are_dynamic(tmp_path, write_series):
+    def acquisition(index, dataset):
+        dataset.AcquisitionNumber = 1 + index // len(HEAD)
+
+    heights = np.tile(HEAD, 3)
+    write_series(tmp_path / "a", heights, stored(len(heights)), edit=acquisition)
+    [one] = list_series(tmp_path / "a")
+    assert one.reason == "the same positions again and again (dynamic or perfusion)" and not one.pinnable
+    # and as frames of one file
+    write_series(tmp_path / "b", HEAD, stored(len(HEAD)))
+    [frames] = list_series(write_enhanced(tmp_path / "b", tmp_path / "c/file", order=[*range(len(HEAD))] * 3))
+    assert (frames.reason, frames.slices, frames.files) == (one.reason, 3 * len(HEAD), 1)
+
+
 def test_repeated_acquisition_in_one_series_is_refused(tmp_path, write_series):
     pixels = stored(2 * len(HEAD))
     folder = write_series(
