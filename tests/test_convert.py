@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import itertools
 import json
@@ -178,10 +179,26 @@ def test_nifti_that_contradicts_itself(tmp_path):
     nibabel.save(image, path)
     with pytest.raises(InputError, match="sform and the qform of the file contradict each other by up to 5 mm"):
         convert(path, tmp_path)
+    for shift_mm, refused in ((0.8, False), (1.2, True)):
+        shifted = affine.copy()
+        shifted[0, 3] += shift_mm
+        image.set_sform(shifted, 1)
+        nibabel.save(image, path)
+        with pytest.raises(InputError, match="by up to 1 mm") if refused else contextlib.nullcontext():
+            convert(path, tmp_path)
     with pytest.raises(InputError, match=r"voxels of 0\.0005 x .* meter"):
         convert(save(tmp_path / "b.nii.gz", head_values(), affine / 1000, units="meter"), tmp_path)
     with pytest.raises(InputError, match="does not say how the volume lies"):
         convert(save(tmp_path / "c.nii.gz", head_values(), affine, sform=0, qform=0), tmp_path)
+
+
+@pytest.mark.parametrize(("tilt_deg", "refused"), [(0.3, False), (1.0, True)])
+def test_a_sheared_affine_of_dcm2niix_is_wrong_from_half_a_degree_on(tmp_path, tilt_deg, refused):
+    affine = np.diag([0.5, 0.5, 5, 1.0])
+    affine[1, 2] = 5 * np.tan(np.radians(tilt_deg))
+    path = save(tmp_path / "scan.nii", head_values(), affine, qform=0, descrip=b"Time=101500.000")
+    with pytest.raises(InputError, match="plain dcm2niix conversion") if refused else contextlib.nullcontext():
+        assert convert(path, tmp_path)[2]["geometry"]["tilt_deg"] == pytest.approx(tilt_deg)
 
 
 def test_pictures_are_no_scan(tmp_path):

@@ -12,6 +12,7 @@ from haemex.convert import convert_scan
 from haemex.errors import InputError
 from haemex.geometry import stack_geometry
 from haemex.nifti import read_volume, write_volume
+from haemex.segmentation_metrics import dice
 from haemex.shapes import even_mask
 
 COLUMNS, ROWS = 10, 8
@@ -407,6 +408,11 @@ def test_second_reader_on_the_other_grid_of_an_uneven_scan(tmp_path):
     second = write_mask(tmp_path / "r.nii.gz", even_mask(first, geometry), geometry["affine"])
     assert measure(tmp_path, geometry, path, rater2_mask=second)[0]["rater_dice"] == 1.0
     assert measure(tmp_path, geometry, second, rater2_mask=path)[0]["rater_dice"] == 1.0
+    half = write_mask(tmp_path / "h.nii.gz", box(8, slice(3, 4)), acquired_affine)  # beside what the first one drew
+    other = dice(even_mask(first, geometry), even_mask(box(8, slice(3, 4)), geometry))
+    assert 0.2 < other < 0.8
+    assert measure(tmp_path, geometry, second, rater2_mask=half)[0]["rater_dice"] == other
+    assert measure(tmp_path, geometry, half, rater2_mask=second)[0]["rater_dice"] == other
 
 
 def warned(mask, geometry, acquired=True):
