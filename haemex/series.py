@@ -24,6 +24,7 @@ from haemex.dicom import (
 )
 from haemex.errors import InputError
 from haemex.geometry import HEAD_COVERAGE_MM, MIN_SLICES, refuse_gaps, stack_geometry
+from haemex.nifti import is_nifti
 
 # ASSUME: gantry and head together are tilted by less than this against the table's axis; what is steeper is a
 # coronal, sagittal or oblique reformat.
@@ -88,14 +89,16 @@ _FACE_WORDS = _words(
     "temporal_bones?",
 )
 _WITHOUT_CONTRAST = re.compile(
-    r"\b(?:without|w[/\s]?o|non|no|un|ohne|sans|sin|senza|pre|vor|before|nil)[\s.\-]*(?:(?:iv|i\.v\.|the)[\s.\-]*)?"
-    r"(?:contrast\w*|enhanced|enhancement|km|cm|kontrast\w*|gad\w*|inj\w*)\b"
-    r"|\b(?:w[/\s]?o|nativ\w*|plain|nc[eh]?ct|nect)\b|\bno[\s\-]?c\b|\bc\s?-(?=\s|$)|(?<!\w)-\s?c\b",
+    r"\b(?:without|w[/\s.]?o|non|no|un|ohne|o\.|sans|s/|sin|sem|senza|zonder|bez|pre|vor|before|nil)[\s.\-]*"
+    r"(?:(?:iv|i\.v\.|the)[\s.\-]*)?"
+    r"(?:contrast\w*|con|enhanced|enhancement|km|cm|mdc|iv|kontrast\w*|gad\w*|inj(?:e[ck]\w*)?)\b"
+    r"|\b(?:w[/\s]?o|nativ\w*|plain|nc[eh]?ct|nect|s/c)\b|\bno[\s\-]?c\b|\b(?:c|iv)\s?-(?=\s|$)|(?<!\w)-\s?c\b",
     re.IGNORECASE,
 )
 _WITH_CONTRAST = re.compile(
     r"\b(?:ctas?|ctv|ctp|angio\w*|perf\w*|venogra\w*|arteri\w*|venous|venös\w*|venoes\w*|contrast\w*|kontrast\w*|km|"
-    r"post[\s\-]?(?:c|iv|inj\w*)|enhanced|ce|cect|bolus\w*|gado\w*|iomeron|omnipaque|ultravist)\b|\bc\s?\+|\+\s?c\b",
+    r"mdc|inj(?:e[ck]\w*)?|post[\s\-]?(?:c|con|cm|iv)|enhanced|ce|cect|bolus\w*|gado\w*|iomeron|omnipaque|ultravist|"
+    r"c/c)\b|\b(?:c|iv)\s?\+|\+\s?c\b",
     re.IGNORECASE,
 )
 _COMPUTED_WORDS = re.compile(
@@ -107,9 +110,12 @@ _ATTENUATION_WORDS = _words("ct_ac ac_ct attn. attenuation")
 _BONE_WORDS = re.compile(
     r"\b(?:bone(?!\s?-?remov)\w*|bony|knochen\w*|petrous|osse\w+|hueso\w*|felsenbein\w*|sharp|lung)\b", re.IGNORECASE
 )
+_AGENTS = ("ContrastBolusAgent", "ContrastBolusIngredient")
+_AMOUNTS = ("ContrastBolusVolume", "ContrastBolusTotalDose", "ContrastFlowRate")
 _NO_AGENT = re.compile(
     r"\s*(?:none|no|n|0|n/?a|nil|-+|\.|nativ\w*|plain|without|w/?o|ohne|sans|sin|unenhanced|not applicable|false|"
-    r"(?:no|non|without|ohne|sans|sin)[\s\-]+\w+(?:\s\w+)?)?\s*",
+    r"(?:no|non|not|without|ohne|kein|sans|sin)[\s\-]+(?:iv|oral|contrast\w*|kontrast\w*|km|agent|given|used|inj\w*)"
+    r"(?:\s\w+){0,2})?\s*",
     re.IGNORECASE,
 )
 
@@ -239,7 +245,9 @@ def list_series(folder):
     if not groups:
         rest = Counter(one.problem for one in damaged)
         problem = "there is no DICOM image in this folder" + "".join(f"; {n} x {what}" for what, n in rest.items())
-        raise InputError(problem, "check the path in the cohort table", folder)
+        inside = any(map(is_nifti, Path(folder).iterdir()))
+        action = "name the NIfTI file, not its folder" if inside else "check the path in the cohort table"
+        raise InputError(problem, action, folder)
     series = []
     for (_, reason), images in groups.items():
         splits = not reason or reason in PINNABLE
@@ -286,7 +294,7 @@ def choose_series(series, slice_thickness_mm, folder, wanted=None):
     if not wanted:
         return _by_rule(series, slice_thickness_mm, folder)
     taken = _pinned(series, str(wanted).strip(), folder)
-    _refuse_fragments(taken, series)
+    _refuse_fragments(taken, series, asked_for=True)
     try:
         by_rule, others = _by_rule(series, slice_thickness_mm, folder)
         reasons = {one.label: one.reason for one in (by_rule, *others)}
@@ -594,8 +602,12 @@ def _against(headers):
 def _with_contrast(headers, description, protocol):
     """Whether any image names an agent, or the description a contrast phase."""
     for header in headers:
-        agent = tag_text(header, "ContrastBolusAgent")
-        if not _NO_AGENT.fullmatch(agent) or (tag_number(header, "ContrastBolusVolume") or 0) > 0:
+        # The confidentiality profiles (DICOM PS3.15, E.1) empty the agent and leave how it was given.
+        if not all(_NO_AGENT.fullmatch(tag_text(header, keyword)) for keyword in _AGENTS):
+            return True
+        if any((tag_number(header, keyword) or 0) > 0 for keyword in _AMOUNTS):
+            return True
+        if any(map(len, tag_values(header, "ContrastBolusAgentSequence"))):
             return True
     # The protocol often names the whole examination (a native scan within a CTA), so it is believed only where the
     # description says nothing, and it says one thing only.
@@ -781,8 +793,11 @@ def _refuse_mixture(fitting, folder):
             )
 
 
-def _refuse_fragments(taken, series):
-    """Refuse a series of which images are damaged, without position or set apart: slices would be missing unseen."""
+def _refuse_fragments(taken, series, asked_for=False):
+    """Refuse a series of which images are damaged, without position or set apart: slices would be missing unseen.
+
+    `asked_for`: the cohort table names the series; it may then be a part of what one export holds.
+    """
     uid = str(taken.headers[0].get("SeriesInstanceUID", ""))
     places = {_place(header.filename) for header in taken.headers}
     for damage in (damage for one in series for damage in one.damaged):
@@ -809,10 +824,23 @@ def _refuse_fragments(taken, series):
                 "export the series again, or correct ImageType of these images",
                 one.headers[0].filename,
             )
+        if not asked_for and _same_make(one, taken) and _continues(one, taken):
+            raise InputError(
+                f"series {one.label} ({one.slices} slices{one.reason and ', '}{one.reason}) goes on where series "
+                f"{taken.label} of the same export ends: the head may be in two parts",
+                "export the scan in one part, or put the label of the part that shows all of the haematoma into "
+                "`baseline_series` (or `followup_series`) of the cohort table",
+                one.headers[0].filename,
+            )
+
+
+def _same_make(one, taken):
+    """Whether two parts of one export are usable and made alike: not the scan and another reconstruction of it."""
+    return one.pinnable and (one.kernel, one.slice_thickness_mm) == (taken.kernel, taken.slice_thickness_mm)
 
 
 def _continues(one, taken):
-    """Whether a few axial slices lie where the next ones of a stack would be."""
+    """Whether axial slices lie where the next ones of a stack would be."""
     vectors = [tag_vector(header, "ImagePositionPatient", 3) for header in one.headers]
     if one.plane != "axial" or any(vector is None for vector in vectors) or one.matrix != taken.matrix:
         return False

@@ -311,6 +311,25 @@ def test_a_long_listing_is_shortened(tmp_path, write_series):
         ({"ContrastBolusVolume": 50}, "with contrast medium"),
         ({"ContrastBolusVolume": 0, "ContrastBolusAgent": "NONE"}, ""),
         ({"SeriesDescription": "nativ", "ContrastBolusAgent": "Ultravist 370"}, "with contrast medium"),
+        ({"ContrastBolusAgent": "NON-IONIC"}, "with contrast medium"),
+        ({"ContrastBolusAgent": "No IV contrast given"}, ""),
+        ({"ContrastBolusAgent": "", "ContrastBolusTotalDose": 80}, "with contrast medium"),
+        ({"ContrastBolusAgent": "", "ContrastFlowRate": [4, 4]}, "with contrast medium"),
+        ({"ContrastBolusAgent": "", "ContrastBolusIngredient": "IODINE"}, "with contrast medium"),
+        ({"ContrastBolusAgentSequence": [pydicom.Dataset()]}, "with contrast medium"),
+        ({"ContrastBolusAgentSequence": []}, ""),
+        ({"SeriesDescription": "HEAD NONCON", "ProtocolName": "CTA HEAD"}, ""),
+        ({"SeriesDescription": "Head w.o. contrast"}, ""),
+        ({"SeriesDescription": "CRANEO S/CONTRASTE"}, ""),
+        ({"SeriesDescription": "CRANIO SEM CONTRASTE"}, ""),
+        ({"SeriesDescription": "hoofd zonder contrast"}, ""),
+        ({"SeriesDescription": "Kopf o.KM"}, ""),
+        ({"SeriesDescription": "CRANE SANS INJECTION"}, ""),
+        ({"SeriesDescription": "head injury", "ProtocolName": "post injury"}, ""),
+        ({"SeriesDescription": "CRANE INJECTE"}, "with contrast medium"),
+        ({"SeriesDescription": "CRANE IV+"}, "with contrast medium"),
+        ({"SeriesDescription": "ENCEFALO CON MDC"}, "with contrast medium"),
+        ({"SeriesDescription": "HEAD POST CON"}, "with contrast medium"),
         ({"BodyPartExamined": "HEAD", "SeriesDescription": "Thorax 5.0"}, ""),
         ({"BodyPartExamined": "HEART"}, "a body part other than the head"),
         ({"BodyPartExamined": "EAR"}, "a part of the head other than the brain"),
@@ -441,6 +460,47 @@ def test_slices_set_apart_from_the_end_of_a_scan_are_missed(tmp_path, write_seri
     )
     with pytest.raises(InputError, match=r"series 3\.\d \(1 slices, only 1 slice\) continues series 3\.\d"):
         find_series(folder, 5.0)
+
+
+@pytest.mark.parametrize(("low", "high"), [(14, 32), (25, 12)], ids=["the upper part", "the lower part"])
+def test_a_head_scanned_in_two_parts_that_overlap_is_not_cut_short(tmp_path, write_series, low, high):
+    # The longer part covers 100 mm and would pass for a whole head.
+    heights = np.concatenate([np.arange(low), np.arange(low - 4, low + high)]) * 5.0
+    folder = write_series(
+        tmp_path / "a", heights, stored(len(heights)), edit=lambda i, d: setattr(d, "AcquisitionNumber", 1 + (i >= low))
+    )
+    with pytest.raises(InputError, match=r"goes on where series .* ends: the head may be in two parts") as caught:
+        find_series(folder, 5.0)
+    assert "put the label of the part that shows all of the haematoma" in caught.value.action
+    assert find_series(folder, 5.0, "3.2")[0].slices == high + 4
+
+
+def test_many_slices_set_apart_from_a_scan_are_missed_too(tmp_path, write_series):
+    def edit(index, dataset):
+        if index >= 22:
+            dataset.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
+
+    folder = write_series(tmp_path / "a", np.arange(30) * 5.0, stored(30), edit=edit)
+    with pytest.raises(InputError, match=r"series 3\.2 \(8 slices, images derived .*\) goes on where series 3\.1"):
+        find_series(folder, 5.0)
+
+
+def test_another_reconstruction_may_be_longer(tmp_path, write_series):
+    heights = np.concatenate([HEAD, np.append(HEAD, 110.0)])
+    folder = write_series(
+        tmp_path / "a",
+        heights,
+        stored(len(heights)),
+        edit=lambda i, d: setattr(d, "ConvolutionKernel", "Hr38f" if i < 22 else "Hr64f"),
+    )
+    assert find_series(folder, 5.0)[0].slices == 22
+
+
+def test_a_folder_that_holds_nifti(tmp_path):
+    (tmp_path / "scan.nii.gz").write_bytes(b"")
+    with pytest.raises(InputError, match="there is no DICOM image") as caught:
+        find_series(tmp_path, 5.0)
+    assert caught.value.action == "name the NIfTI file, not its folder"
 
 
 @given(data=st.data())
