@@ -81,6 +81,8 @@ _SHARED = (
     "BodyPartExamined",
     "ContrastBolusAgent",
     "ContrastBolusVolume",
+    "ContrastBolusTotalDose",
+    "ContrastFlowRate",
     "ContrastBolusIngredient",
     "BurnedInAnnotation",
     "LossyImageCompression",
@@ -93,6 +95,8 @@ _SHARED = (
     "WindowCenter",
     "WindowWidth",
 )
+# Tags that are asked for without suspicion: pydicom decodes a tag when it is asked for, and fails on damaged bytes.
+_DECODED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "PatientID", "Manufacturer", "ManufacturerModelName")
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,11 @@ def read_headers(folder):
 def _files(folder):
     """List all files below a folder by path, each once, links followed."""
     if Path(folder).is_file():
-        raise InputError("a single file, neither a DICOM folder nor NIfTI", "name the folder of the series", folder)
+        raise InputError(
+            "a single file, neither a DICOM folder nor NIfTI",
+            "name the folder of the series, or a file that ends in .nii or .nii.gz",
+            folder,
+        )
     if not Path(folder).is_dir():
         raise InputError("there is no such folder", "check the path in the cohort table", folder)
 
@@ -196,6 +204,10 @@ def _read_header(path):
             image = sop_class in (CT_IMAGE, *ENHANCED_CT)
             deflated = dataset.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian  # read whole
             left = size if deflated else size - file.tell()
+            for keyword in _DECODED:
+                dataset.get(keyword)
+            for keyword in ("Rows", "Columns"):
+                int(dataset.get(keyword) or 0)
             if "SOPClassUID" in dataset and series_uid and (left > 0 or not image):
                 dataset.frame = None
                 dataset.cut_off = image and _ends_within_pixels(dataset, left)
@@ -380,7 +392,8 @@ def undecodable(header):
         available = False
     # pydicom does not trust GDCM with it.
     twelve_bits = syntax == pydicom.uid.JPEGExtended12Bit and tag_number(header, "BitsStored") != 8
-    return "" if available and not twelve_bits else f"{syntax.name}{', 12 bits' if twelve_bits else ''}"
+    name = syntax.name if syntax.is_valid else "something unknown"
+    return "" if available and not twelve_bits else f"{name}{', 12 bits' if twelve_bits else ''}"
 
 
 def read_hu(header):

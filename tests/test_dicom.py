@@ -1,5 +1,6 @@
 import contextlib
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,7 @@ def test_lossy_images_are_close_and_said_to_be_lossy(tmp_path, write_series, syn
         ("1.2.840.10008.1.2.4.201", "High-Throughput JPEG 2000"),
         ("1.2.840.10008.1.2.4.51", "12 bits"),
         ("1.2.3", "1.2.3"),
+        ("1.2.3 DOE^JANE", "something unknown"),
     ],
 )
 def test_what_cannot_be_decoded_is_refused_by_name_before_any_pixel_is_read(tmp_path, write_series, syntax, name):
@@ -178,6 +180,7 @@ def test_what_cannot_be_decoded_is_refused_by_name_before_any_pixel_is_read(tmp_
     with pytest.raises(InputError, match=name) as caught:
         scan_geometry(folder, 5.0)
     assert "export the series uncompressed" in caught.value.action
+    assert "JANE" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["signed", "unsigned"])
@@ -328,6 +331,26 @@ def test_a_file_cut_anywhere_in_its_header_never_passes_unseen(tmp_path, write_s
     (folder / "021").write_bytes(content[: min(keep, len(content) - 1)])
     with pytest.raises(InputError):
         scan_geometry(folder, 5.0)
+
+
+@pytest.mark.parametrize("keyword", ["Rows", "Manufacturer", "StudyInstanceUID"])
+def test_a_tag_of_damaged_type_is_refused_by_file(tmp_path, write_series, keyword):
+    folder = write_series(tmp_path / "a", HEAD, stored(len(HEAD)))
+    tag = pydicom.tag.Tag(keyword)
+    mark = struct.pack("<HH", tag.group, tag.element)
+    content = (folder / "007").read_bytes()
+    at = content.index(mark) + 4
+    (folder / "007").write_bytes(content[:at] + b"U5" + content[at + 2 :])
+    with pytest.raises(InputError) as caught:
+        scan_geometry(folder, 5.0)
+    assert caught.value.file.endswith("007")
+
+
+def test_a_matrix_of_two_values_is_refused_by_file(tmp_path, write_series):
+    folder = write_series(tmp_path / "a", HEAD, stored(len(HEAD)), edit=change("Rows", [4, 4], 7))
+    with pytest.raises(InputError, match="cannot be read") as caught:
+        scan_geometry(folder, 5.0)
+    assert caught.value.file.endswith("007")
 
 
 def test_empty_files_and_broken_links_count_only_beside_the_images(tmp_path, write_series):
