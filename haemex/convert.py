@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from haemex.dicom import AIR_HU, read_hu, tag_number
 from haemex.errors import InputError
 from haemex.files import write_json
 from haemex.geometry import MIN_SLICES, even_volume, geometry_warnings, stack_geometry
-from haemex.nifti import is_nifti, read_volume, write_volume
+from haemex.nifti import is_nifti, open_volume, read_volume, write_volume
 from haemex.series import MAX_TILT_DEG, find_series, plan_series, series_warnings
 
 SHEAR_DEG = 0.5  # what is less may come from rounding
+ALIGNED = 2  # NIfTI's code of a volume laid on another one by shifts and turns; larger ones are of stretched heads
 
 
 def convert_scan(source, nifti_out, json_out, slice_thickness_mm, series=None):
@@ -237,12 +239,7 @@ def _shows_air_and_bone(low, high):
 
 def _nifti_layout(path):
     """Work out the geometry of a NIfTI scan from its header, and the order of its axes that makes axial slices."""
-    import nibabel
-
-    try:
-        header = nibabel.load(path).header
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
-        raise InputError(f"not a readable NIfTI volume ({error})", "check the path in the cohort table", path) from None
+    header = open_volume(path).header
     shape = header.get_data_shape()
     if len(shape) == 4 and shape[3] == 1:
         shape = shape[:3]
@@ -254,9 +251,10 @@ def _nifti_layout(path):
         raise InputError("the file does not say how the volume lies", "export the scan again, with its affine", path)
     affine = np.array(header.get_best_affine(), float)
     sides = np.linalg.norm(affine[:3, :3], axis=0)
-    if header.get_xyzt_units()[0] in ("meter", "micron") or 0 < sides.min() < 0.05 or sides.max() > 30:
+    unit = {1: "meter", 3: "micron"}.get(int(header["xyzt_units"]) & 7, "mm")  # nibabel fails on unknown codes
+    if unit != "mm" or 0 < sides.min() < 0.05 or sides.max() > 30:
         raise InputError(
-            f"voxels of {sides[0]:.3g} x {sides[1]:.3g} x {sides[2]:.3g} {header.get_xyzt_units()[0]}",
+            f"voxels of {sides[0]:.3g} x {sides[1]:.3g} x {sides[2]:.3g} {unit}",
             "give the scan with an affine in millimetres",
             path,
         )
@@ -285,7 +283,7 @@ def _nifti_layout(path):
 def _refuse_doubtful_affine(header, sheared, shape, path):
     """Refuse a file whose two affines contradict each other, or whose affine is known to be wrong."""
     # dcm2niix writes a tilted or uneven scan twice: as acquired, with an affine that cannot be right, and corrected.
-    name = Path(path).name.removesuffix(".gz").removesuffix(".nii")
+    name = re.sub(r"\.nii(\.gz)?$", "", Path(path).name, flags=re.IGNORECASE)
     corrected = [
         other for kind in ("Tilt", "Eq") for other in Path(path).parent.glob(f"{glob.escape(name)}_{kind}*.nii*")
     ]
@@ -296,9 +294,19 @@ def _refuse_doubtful_affine(header, sheared, shape, path):
             "give the DICOM folder (or the file that dcm2niix names _Tilt or _Eq)",
             path,
         )
+    if max(header["sform_code"], header["qform_code"]) > ALIGNED:
+        raise InputError(
+            "the file says that the head was brought to a standard space (Talairach or MNI): volumes would be wrong",
+            "give the scan as it was acquired; if it is, set its sform and qform codes to 1",
+            path,
+        )
     if header["sform_code"] and header["qform_code"] and not sheared:  # a qform cannot hold a shear
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
-        apart = [affine[:3, :3] @ corners + affine[:3, 3:] for affine in (header.get_sform(), header.get_qform())]
+        try:
+            qform = header.get_qform()
+        except ValueError:  # a quaternion longer than 1, by rounding: programs that read it fall back on the sform
+            return
+        apart = [affine[:3, :3] @ corners + affine[:3, 3:] for affine in (header.get_sform(), qform)]
         distance = np.linalg.norm(apart[0] - apart[1], axis=0).max()
         # ASSUME: rounding explains less than a millimetre.
         if not distance < 1.0:

@@ -109,7 +109,7 @@ def read_grid(path):
         with gzip.open(path) as file:
             shape, _, affine, _ = parse_header(file.read(HEADER_BYTES))
     except (OSError, EOFError, ValueError, zlib.error):
-        image = _load_foreign(path)
+        image = open_volume(path)
         shape, affine = tuple(int(size) for size in image.shape[::-1]), image.affine
     return shape, affine
 
@@ -134,7 +134,7 @@ def states_orientation(path):
             parse_header(file.read(HEADER_BYTES))
         return True  # haemex always writes one
     except (OSError, EOFError, ValueError, zlib.error):
-        header = _load_foreign(path).header
+        header = open_volume(path).header
         return "sform_code" in header and bool(header["sform_code"] or header["qform_code"])
 
 
@@ -154,8 +154,24 @@ def _read_own(path):
     return np.frombuffer(data, dtype).reshape(shape).copy(), affine, slope, 0.0
 
 
-def _load_foreign(path):
-    """Open any NIfTI volume with nibabel: the header, and where the voxels are."""
+def open_volume(path):
+    """Open any NIfTI volume with nibabel: the header, and where the voxels are.
+
+    Parameters
+    ----------
+    path : path-like
+        `.nii` or `.nii.gz`, or one of the pair `.hdr` and `.img`.
+
+    Returns
+    -------
+    nibabel.spatialimages.SpatialImage
+        Its voxels are not read yet.
+
+    Raises
+    ------
+    InputError
+        The file is no readable NIfTI volume, or there is none.
+    """
     import nibabel
 
     if not Path(path).is_file():
@@ -168,7 +184,7 @@ def _load_foreign(path):
 
 def _read_foreign(path):
     """Read any NIfTI volume: array (..., z, y, x), affine, slope, intercept."""
-    image = _load_foreign(path)
+    image = open_volume(path)
     try:
         stored = np.asarray(image.dataobj.get_unscaled())
     except _damages() as error:
@@ -344,4 +360,4 @@ def parse_header(header):
 
 def is_nifti(source):
     """Whether a source is a NIfTI file, by its name."""
-    return str(source).endswith((".nii", ".nii.gz"))
+    return str(source).lower().endswith((".nii", ".nii.gz"))

@@ -104,8 +104,11 @@ def test_nifti_source_that_is_not_axial_or_not_there(tmp_path):
     write_volume(tmp_path / "in.nii.gz", np.pad(head_values(), ((0, 0), (0, 4), (0, 0)), "edge"), sagittal_slices)
     with pytest.raises(InputError, match="axial"):
         convert(tmp_path / "in.nii.gz", tmp_path)
-    with pytest.raises(InputError, match="not a readable NIfTI"):
+    with pytest.raises(InputError, match="there is no such file"):
         convert(tmp_path / "absent.nii.gz", tmp_path)
+    with pytest.raises(InputError, match="neither a DICOM folder nor NIfTI"):
+        (tmp_path / "spm.img").write_bytes(b"")
+        convert(tmp_path / "spm.img", tmp_path)
 
 
 def save(path, values, affine, sform=1, qform=1, units="mm", **fields):
@@ -199,6 +202,46 @@ def test_a_sheared_affine_of_dcm2niix_is_wrong_from_half_a_degree_on(tmp_path, t
     path = save(tmp_path / "scan.nii", head_values(), affine, qform=0, descrip=b"Time=101500.000")
     with pytest.raises(InputError, match="plain dcm2niix conversion") if refused else contextlib.nullcontext():
         assert convert(path, tmp_path)[2]["geometry"]["tilt_deg"] == pytest.approx(tilt_deg)
+
+
+@pytest.mark.parametrize(
+    ("offset", "form", "value"),
+    [(70, "<h", 999), (108, "<f", -3.0), (40, "<h", 9)],
+    ids=["type unknown", "offset before the header", "nine axes"],
+)
+def test_nifti_with_a_damaged_header_is_refused(tmp_path, offset, form, value):
+    path = save(tmp_path / "a.nii", head_values(), np.diag([0.5, 0.5, 5, 1.0]))
+    content = bytearray(path.read_bytes())
+    struct.pack_into(form, content, offset, value)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="not a readable NIfTI volume"):
+        scan_geometry(path, 5.0)
+
+
+def test_nifti_in_a_damaged_archive_is_refused(tmp_path):
+    path = save(tmp_path / "a.nii.gz", head_values(), np.diag([0.5, 0.5, 5, 1.0]))
+    content = path.read_bytes()
+    path.write_bytes(content[:30] + b"\xff" * 30 + content[60:])
+    with pytest.raises(InputError, match="not a readable NIfTI volume"):
+        scan_geometry(path, 5.0)
+
+
+def test_nifti_with_odd_but_harmless_fields_is_read(tmp_path):
+    affine = np.diag([0.5, 0.5, 5, 1.0])
+    expected = scan_geometry(save(tmp_path / "a.nii.gz", head_values(), affine), 5.0)
+    # A quaternion longer than 1 by rounding, which nibabel refuses to read; the sform is sound.
+    longer = save(tmp_path / "b.nii.gz", head_values(), affine, quatern_b=0.0, quatern_c=0.0, quatern_d=1.0 + 1e-5)
+    units = save(tmp_path / "c.nii.gz", head_values(), affine, xyzt_units=2 + 88)
+    (tmp_path / "D.NII.GZ").write_bytes((tmp_path / "a.nii.gz").read_bytes())
+    for path in (longer, units, tmp_path / "D.NII.GZ"):
+        assert scan_geometry(path, 5.0) == expected
+
+
+@pytest.mark.parametrize(("sform", "qform"), [(4, 0), (3, 1), (1, 4)])
+def test_nifti_in_a_standard_space_is_refused(tmp_path, sform, qform):
+    path = save(tmp_path / "a.nii.gz", head_values(), np.diag([0.5, 0.5, 5, 1.0]), sform=sform, qform=qform)
+    with pytest.raises(InputError, match="brought to a standard space"):
+        scan_geometry(path, 5.0)
 
 
 def test_pictures_are_no_scan(tmp_path):
