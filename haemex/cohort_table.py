@@ -11,7 +11,7 @@ from haemex.settings import load_schema, nearest
 
 TABLE_SCHEMA = Path(__file__).resolve().parents[1] / "config" / "cohort.schema.yaml"
 
-BLANKS = " \t\xa0\u200b\ufeff"
+BLANKS = " \t\xa0\u202f\u200b\ufeff"
 SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}
 AS_TEXT = "save the sheet as tab-delimited text in UTF-8 (.tsv or .txt), and name that file in `cohort_table`"
 # What people and programs write for a missing value.
@@ -26,6 +26,7 @@ YES_NO = {
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 MONTH = re.compile(r"\b(jan|feb|m[aä]r|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz])", re.IGNORECASE)
 FIRST_YEAR = 1971  # of the first head CT
+LONGEST_CELL = 1000  # characters, a path
 
 
 class _RefusedError(ValueError):
@@ -215,6 +216,7 @@ def _split(line, separator):
     """Split a line into cells, without the quotes around them."""
     if line.count('"') % 2:
         return line.split(separator)
+    csv.field_size_limit(max(csv.field_size_limit(), len(line)))  # what is too long is refused cell by cell
     return next(csv.reader([line], delimiter=separator))
 
 
@@ -254,6 +256,9 @@ def _typed(text, rule):
     if text == "":
         return None
     kind, allowed = rule["type"], rule.get("enum")
+    if len(text) > LONGEST_CELL or "\0" in text:
+        what = "a null character" if "\0" in text else f"a text of {len(text)} characters"
+        raise _RefusedError(what, "correct the cell")
     if text.startswith("#"):
         raise _RefusedError(
             f"`{text}` is an error message of the spreadsheet", "write the value, or leave the cell empty"
@@ -331,6 +336,8 @@ def _date(text):
         why = ": year, month and day need hyphens between them, and two digits"
     elif re.fullmatch(r"\d\d?[-/. ]+\d\d?[-/. ]+\d{2,4}", text):
         why = ": the year comes first, then the month, with hyphens"
+    elif re.fullmatch(r"\d{4}[\u2010-\u2015\u2212]\d\d[\u2010-\u2015\u2212]\d\d", text):
+        why = ": the signs between year, month and day are dashes, not the hyphens of the keyboard"
     else:
         why = ""
     raise _RefusedError(

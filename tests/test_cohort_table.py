@@ -26,7 +26,9 @@ def test_cells_have_types_and_empty_is_missing(tmp_path):
 
 def test_what_spreadsheets_leave_behind_is_read_over(tmp_path):
     table = write_table(
-        tmp_path / "t.tsv", {"sex": " m\xa0", "baseline_ct": '"scans/P 1"', "nihss": "7.0"}, columns=["nihss"]
+        tmp_path / "t.tsv",
+        {"sex": " m\xa0", "age_years": "61\u202f", "baseline_ct": '"scans/P 1"', "nihss": "7.0"},
+        columns=["nihss"],
     )
     text = table.read_text().replace("\n", "\t\t\r\n")  # empty columns to the right
     table.write_bytes(b"\xef\xbb\xbf" + (text + "\t\t\t\r\n\r\n").encode())
@@ -70,7 +72,11 @@ def test_what_spreadsheets_leave_behind_is_read_over(tmp_path):
         ({"admission_date": "20150301"}, ["no date of the form", "hyphens"]),
         ({"admission_date": "2015-03-01 00:00:00"}, ["a time stands behind it"]),
         ({"admission_date": "42064"}, ["day number of a spreadsheet"]),
+        ({"admission_date": "2015\u201103\u201101"}, ["no date of the form", "dashes, not the hyphens"]),
         ({"admission_date": "2015-W09-7"}, ["no date of the form"]),
+        ({"sex": "x" * 200_000}, ["a text of 200000 characters"]),
+        ({"baseline_ct": '"' + "x" * 200_000 + '"'}, ["a text of 200000 characters"]),
+        ({"baseline_ct": "scans\0P1"}, ["a null character"]),
         ({"admission_date": "2015-02-30"}, ["no calendar"]),
         ({"admission_date": "1900-01-01"}, ["before there was CT"]),
         ({"patient": "Smith, J"}, ["letters and digits only"]),
