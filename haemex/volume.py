@@ -231,7 +231,7 @@ def _binary(array, path, empty_allowed):
         values = np.unique(array)
         shown = ", ".join(f"{value:g}" for value in values[:6]) + (" ..." if len(values) > 6 else "")
         action = "export the haematoma alone, as one label"
-        if values[0] >= 0 and values[-1] <= 1:
+        if values[0] > -0.01 and values[-1] < 1.01:  # also 0 and 1 that were interpolated
             action = "these look like probabilities: cut them, at 0.5 for instance, and export 0 and 1"
         elif values[0] < -200:
             action = "this looks like the CT itself: name the file of the mask"

@@ -301,6 +301,7 @@ def test_values_that_are_no_mask_are_named(tmp_path):
     rng = np.random.default_rng(0)
     for values, action in (
         (rng.random(box(6).shape).astype(np.float32), "look like probabilities"),
+        ((box(6) + 1e-7 * rng.random(box(6).shape)).astype(np.float32), "cut them, at 0.5"),
         (np.where(box(6), 60, -1000).astype(np.int16), "looks like the CT itself"),
         (box(6) * 3 + box(6, slice(3, 4)), "as one label"),
     ):
