@@ -6,8 +6,8 @@ numbers, birth dates, sexes and ages only whether they agree.
 
 import datetime
 import hashlib
+import os
 import re
-from pathlib import Path
 
 import numpy as np
 
@@ -390,7 +390,7 @@ def _look_at_masks(row, scans, found):
         path, scan = row[column], scans.get(scan_column.removesuffix("_ct"))
         if not path:
             continue
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             found.append(finding(patient, f"`{column}`: there is no such file", "check the path in the table", path))
         elif scan:  # without its scan a mask cannot be judged
             try:

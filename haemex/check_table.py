@@ -268,7 +268,7 @@ def check_shared_paths(rows):
             whose = f"`{other}`" if first == patient else f"`{other}` of patient {first}"
             found.append(finding(patient, f"`{column}` is also {whose}", "name the right one", path))
     for real, uses in owners.items():
-        if not Path(real).is_dir():  # a mask beside its DICOM files is no scan and disturbs nobody
+        if not os.path.isdir(real):  # a mask beside its DICOM files is no scan and disturbs nobody
             continue
         for parent in map(str, Path(real).parents):
             if parent in owners:

@@ -155,13 +155,13 @@ def read_headers(folder):
 
 def _files(folder):
     """List all files below a folder by path, each once, links followed."""
-    if Path(folder).is_file():
+    if os.path.isfile(folder):
         raise InputError(
             "a single file, neither a DICOM folder nor NIfTI",
             "name the folder of the series, or a file that ends in .nii or .nii.gz",
             folder,
         )
-    if not Path(folder).is_dir():
+    if not os.path.isdir(folder):
         raise InputError("there is no such folder", "check the path in the cohort table", folder)
 
     def refuse(error):
@@ -180,8 +180,11 @@ def _files(folder):
         entered.add(real)
         for name in names:
             path = Path(top, name)
-            if path.is_file() or (path.is_symlink() and not path.exists()):
-                found.setdefault(os.path.realpath(path) if path.is_file() else str(path), path)
+            # Unlike Path.is_file these ask without failing. What nobody may look at is listed, and refused later.
+            if os.path.isfile(path):
+                found.setdefault(os.path.realpath(path), path)
+            elif not os.path.exists(path):
+                found.setdefault(str(path), path)
     return sorted(found.values())
 
 
@@ -224,7 +227,7 @@ def _read_header(path):
     except OSError as error:
         if hidden:
             return None
-        if path.is_symlink() and not path.exists():
+        if os.path.islink(path) and not os.path.exists(path):
             return Damaged(str(path), "a link to a file that is not there", perhaps=True)
         return Damaged(str(path), f"a file that cannot be read ({error.strerror})")
     except Exception as error:  # what pydicom raises on damaged bytes has no common class

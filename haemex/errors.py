@@ -20,7 +20,8 @@ class InputError(Exception):
     def __init__(self, problem, action, file=None):
         self.problem = problem.rstrip(".")
         self.action = action.rstrip(".")
-        self.file = None if file is None else str(file)
+        # A name in another encoding than UTF-8, as old discs hold them, would break whatever is written of it.
+        self.file = None if file is None else str(file).encode(errors="replace").decode()
         super().__init__(str(self))
 
     def __str__(self):

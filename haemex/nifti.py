@@ -174,7 +174,7 @@ def open_volume(path):
     """
     import nibabel
 
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise InputError("there is no such file", "check the path", path)
     try:
         return nibabel.load(path)

@@ -5,6 +5,7 @@ can belong to this CT at all: ITK-SNAP, like everything that rests on ITK, squar
 mask is right all the same. What fits neither the acquired slices nor the converted CT is refused, never resampled.
 """
 
+import os
 import warnings
 from pathlib import Path
 
@@ -26,6 +27,8 @@ FAR_MM = 30.0
 SPECK_ML = 0.02
 HOLLOW = 0.1
 HUGE_ML = 250.0
+# ASSUME: no mask of a haematoma holds more, nor does the cohort table accept more; it is drawn the other way round.
+MOST_ML = 1000.0
 
 
 def read_mask(path):
@@ -74,9 +77,9 @@ def read_mask(path):
 
 def _refuse_dicom(path):
     """Refuse DICOM by name: contours and segmentation objects are not laid on a CT here."""
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         raise InputError("a folder where a mask file is expected", "name the mask file, as NIfTI", path)
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise InputError("there is no such file", "check the path", path)
     with Path(path).open("rb") as file:
         start = file.read(132)
@@ -120,13 +123,22 @@ def fit_mask(path, geometry, empty_allowed=False):
     Raises
     ------
     InputError
-        The mask is unreadable or empty, has several labels, another shape or pixel size, or lies elsewhere.
+        The mask is unreadable or empty, has several labels, another shape or pixel size, lies elsewhere, or is larger
+        than any haematoma.
     """
     array, mask_affine = read_mask(path)
     array, mask_affine = _turn_to(np.array(geometry["affine"]), array, mask_affine, path)
     acquired = _which_grid(array.shape[::-1], geometry, path)
     _refuse_elsewhere(array.shape[::-1], mask_affine, geometry, acquired, path)
-    return _binary(array, path, empty_allowed), acquired
+    mask = _binary(array, path, empty_allowed)
+    volume_ml = mask_volume_ml(mask, geometry, acquired)
+    if volume_ml > MOST_ML:
+        raise InputError(
+            f"{volume_ml:.0f} mL are drawn, where no haematoma holds {MOST_ML:g} mL",
+            "export the haematoma as 1 and all else as 0",
+            path,
+        )
+    return mask, acquired
 
 
 def _turn_to(affine, array, mask_affine, path):

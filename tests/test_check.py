@@ -4,6 +4,7 @@ import copy
 import csv
 import datetime
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -495,6 +496,26 @@ def test_cut_pixels_are_found_in_the_slices_looked_at(cohort):
     for path in Path(cohort.rows["P2"]["baseline_ct"]).iterdir():
         path.write_bytes(path.read_bytes()[:-2000])
     assert [one[:2] for one in cohort.found()] == [("P2", "error")]
+
+
+def test_a_file_name_in_an_old_encoding_is_reported_like_any_other(cohort):
+    folder = Path(cohort.rows["P1"]["baseline_ct"])
+    damaged = os.fsencode(folder) + b"/Sch\xe4del.dcm"
+    first = min(folder.iterdir())
+    Path(os.fsdecode(damaged)).write_bytes(first.read_bytes()[:600])
+    first.unlink()
+    (one,) = [one for one in cohort.problems() if one["severity"] == "error" and one["patient"] == "P1"]
+    assert one["file"].endswith("Sch?del.dcm") and "breaks off" in one["problem"]
+
+
+def test_a_text_where_a_path_belongs_hides_no_other_problem(cohort):
+    # The system refuses to look for so long a name, as it does where somebody may not look.
+    for patient, column in (("P1", "baseline_ct"), ("P2", "baseline_mask"), ("P3", "followup_mask")):
+        cohort.rows[patient][column] = "the disc was not delivered; " * 12
+    found = [(one["patient"], one["problem"]) for one in cohort.problems() if one["severity"] == "error"]
+    assert ("P1", "there is no such folder") in found
+    assert ("P2", "`baseline_mask`: there is no such file") in found
+    assert ("P3", "`followup_mask`: there is no such file") in found
 
 
 def test_a_fault_of_haemex_hides_no_other_patient(cohort, monkeypatch):

@@ -541,3 +541,15 @@ def test_mask_on_a_converted_series(tmp_path, write_series):
     np.testing.assert_array_equal(read_volume(tmp_path / "o.nii.gz")[0], box(6))
     measured = json.loads((tmp_path / "o.json").read_text())
     assert measured["baseline_ml"] == pytest.approx(0.15 * cos, rel=1e-9)
+
+
+def test_a_mask_drawn_the_other_way_round_is_refused(tmp_path):
+    affine = np.diag([5.0, 5.0, 5.0, 1.0])
+    across, down = affine[:3, 0], affine[:3, 1]
+    geometry = stack_geometry(np.outer(np.arange(30), affine[:3, 2]), across, down, 30, 30, "x")
+    mask = np.zeros((30, 30, 30), np.uint8)
+    mask[10:14, 10:14, 10:14] = 1
+    assert volume.fit_mask(write_mask(tmp_path / "m.nii.gz", mask, affine), geometry)[0].sum() == 64
+    with pytest.raises(InputError, match="3367 mL are drawn, where no haematoma holds 1000 mL") as caught:
+        volume.fit_mask(write_mask(tmp_path / "m.nii.gz", 1 - mask, affine), geometry)
+    assert caught.value.action == "export the haematoma as 1 and all else as 0"
