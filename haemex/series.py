@@ -835,8 +835,12 @@ def _refuse_fragments(taken, series, asked_for=False):
 
 
 def _same_make(one, taken):
-    """Whether two parts of one export are usable and made alike: not the scan and another reconstruction of it."""
-    return one.pinnable and (one.kernel, one.slice_thickness_mm) == (taken.kernel, taken.slice_thickness_mm)
+    """Whether two parts of one export can be one scan: neither another reconstruction of it, nor one with contrast."""
+    # Of what speaks against a part, only the type of its images can be wrong for some slices of a scan.
+    return one.reason in ("", REFORMAT, SECONDARY) and (one.kernel, one.slice_thickness_mm) == (
+        taken.kernel,
+        taken.slice_thickness_mm,
+    )
 
 
 def _continues(one, taken):

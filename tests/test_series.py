@@ -485,14 +485,18 @@ def test_many_slices_set_apart_from_a_scan_are_missed_too(tmp_path, write_series
         find_series(folder, 5.0)
 
 
-def test_another_reconstruction_may_be_longer(tmp_path, write_series):
+@pytest.mark.parametrize(
+    "tags", [{"ConvolutionKernel": "Hr64f"}, {"AcquisitionNumber": 2, "ContrastBolusAgent": "Iomeron"}]
+)
+def test_another_reconstruction_or_phase_may_be_longer(tmp_path, write_series, tags):
     heights = np.concatenate([HEAD, np.append(HEAD, 110.0)])
-    folder = write_series(
-        tmp_path / "a",
-        heights,
-        stored(len(heights)),
-        edit=lambda i, d: setattr(d, "ConvolutionKernel", "Hr38f" if i < 22 else "Hr64f"),
-    )
+
+    def edit(index, dataset):
+        if index >= 22:
+            for keyword, value in tags.items():
+                setattr(dataset, keyword, value)
+
+    folder = write_series(tmp_path / "a", heights, stored(len(heights)), edit=edit)
     assert find_series(folder, 5.0)[0].slices == 22
 
 
