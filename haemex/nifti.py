@@ -6,6 +6,7 @@ Arrays are (z, y, x) in memory, as everywhere in haemex; the file holds (x, y, z
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
