@@ -34,7 +34,7 @@ LOCKED := install --compile --no-deps --require-hashes
 # Without a GPU, trainings run side by side on the CPU: as many as there are cores.
 demo: .venv/ready compile
 	@echo "haemex: the whole study on synthetic patients, about five minutes on two cores"
-	@$(BIN)/snakemake --cores $(CORES) --resources gpu=$(CORES) --configfile config/demo.yaml --quiet rules host
+	@$(BIN)/snakemake --cores $(CORES) --resources gpu=$(CORES) --configfile config/demo.yaml
 	@echo "The report: results/demo/report/report.html"
 
 # Every job starts a Python: with its byte code at hand that takes half the time.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from haemex.files import read_json, write_atomically
 from haemex.inspection import MAX_OUTSIDE_FIELD
+from haemex.logs import announce
 from haemex.pages import page_environment, plural
 from haemex.tables import write_table
 
@@ -96,6 +97,12 @@ def write_page(*, inspected, field_of_view_mm, template_folder, page_out, table_
         ],
         COLUMNS,
     )
+    warned = sum(bool(row["warnings"]) for row in rows)
+    cut = sum(row["outside_field"] > MUCH for row in rows)
+    announce(
+        f"quality of {_patients(len(rows))}: {warned} with warnings, {cut} with more than {100 * MUCH:g} % of the "
+        f"haematoma outside the field of view; see {page_out}"
+    )
 
 
 def write_failures(*, page_out, table_out, patients, followed_up, field_of_view_mm, template_folder):
@@ -132,7 +139,7 @@ def write_failures(*, page_out, table_out, patients, followed_up, field_of_view_
         _draw_plain_pictures(page.parents[1], [row for row in rows if row["state"] == "failed"])
         _write_html(worst_first(rows), field_of_view_mm, template_folder, page)
         if failed:
-            print(f"{plural(failed, 'patient')} failed; which and why: {page}", file=sys.stderr, flush=True)
+            print(f"{SAID}{plural(failed, 'patient')} failed; which and why: {page}", file=sys.stderr, flush=True)
     except Exception as error:  # Snakemake has its own failure to report; this one must not hide it
         print(f"The quality page could not be written: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
@@ -265,6 +272,7 @@ def _write_html(rows, field_of_view_mm, template_folder, page_out):
     environment = page_environment(template_folder)
     environment.filters["sentence"] = sentence
     text = environment.get_template("qc.html.j2").render(
+        study=Path(page_out).resolve().parents[1].name,
         rows=[{**row, "rank": rank, "cells": cells(row), "tile": tile(row)} for rank, row in enumerate(rows)],
         counts={state: sum(row["state"] == state for row in rows) for state in ("inspected", "failed", "waiting")},
         warned=sum(bool(row["warnings"]) for row in rows),

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from haemex.figures import FIGURES
 from haemex.files import read_json, write_atomically
+from haemex.logs import announce
 from haemex.markers import MARKERS
 from haemex.pages import page_environment, plural
 from haemex.settings import candidate_settings, load_schema
@@ -133,6 +134,7 @@ def write_report(
         **{name: read_table(evaluate_folder / f"{name}.tsv") for name in ("table2", "agreement", "leaks")},
     )
     write_atomically(report_path, text.encode())
+    announce(f"the report: {report_path}")
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------

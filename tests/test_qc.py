@@ -283,6 +283,16 @@ def test_what_failed_before_a_job_it_depends_on_ran_again_is_of_the_past(study):
     assert [one["stage"] for one in row["failures"]] == ["measure"]
 
 
+def test_the_terminal_is_told_where_the_complete_page_is(study, capsys):
+    study.inspect("P1", warnings=["tilted"], outside_field=0.25)
+    study.inspect("P2", outside_field=0.005)
+    study.finish(["P1", "P2"])
+    said = capsys.readouterr().out
+    assert "quality of 2 patients: 1 with warnings, 1 with more than 1 % of the haematoma outside the field" in said
+    assert f"see {study.page}" in said
+    assert "Quality of the scans: study results</title>" in study.page.read_text()  # the folder above
+
+
 # --- the page of a failed run --------------------------------------------------------------------------------------
 
 
@@ -291,7 +301,7 @@ def test_a_failed_run_lists_everybody(study, capsys):
     study.run("measure/P2", REFUSED)
     page = study.fail(["P1", "P2", "P3"])
     assert _order(page) == [("failed", "P2"), ("warned", "P1"), ("waiting", "P3")]
-    assert "data/mask.nii.gz: the mask is &lt;empty&gt;. draw it; see <code>baseline_mask</code>." in page
+    assert "data/mask.nii.gz: the mask is &lt;empty&gt;. Draw it; see <code>baseline_mask</code>." in page
     assert "This page is provisional: 1 patient failed, 1 not yet inspected." in page
     assert "poor_image_quality" in page and not study.table.exists()
     assert "1 patient failed; which and why: " in capsys.readouterr().err

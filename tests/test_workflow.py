@@ -65,7 +65,7 @@ class Project:
 
     def jobs(self, *arguments, config="small.yaml"):
         """Count the jobs that a run would do now, by rule."""
-        dry = self.run("--dry-run", *arguments, config=config)
+        dry = self.run("--dry-run", "--quiet", "host", *arguments, config=config)
         assert dry.returncode == 0, dry.stdout + dry.stderr
         rules = re.findall(r"^(?:local)?rule (\w+):", dry.stdout + dry.stderr, re.M)
         counts = collections.Counter(rules)
@@ -109,6 +109,13 @@ def test_the_study_ends_with_a_report(project):
         "phantom", "check", "convert", "measure", "cohort", "table1", "skullstrip", "resample", "inspect", "qc",
         "augment", "train", "select", "final", "predict", "evaluate", "report",
     }  # fmt: skip
+
+
+def test_the_terminal_tells_progress_without_every_jobs_files(project):
+    assert f"quality of {PATIENTS} patients" in project.said
+    assert "the report: results/small/report/report.html" in project.said
+    assert "(100%) done" in project.said and "input:" not in project.said
+    assert max(map(len, project.said.splitlines())) < 300
 
 
 def test_training_says_once_per_job_where_it_runs(project):
