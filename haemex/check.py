@@ -5,6 +5,7 @@ Of a CT its headers are read and at most three single slices; masks are read who
 
 import datetime
 import re
+import traceback
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,6 +38,7 @@ LARGE_PART, AT_LEAST = 1 / 3, 4
 # ASSUME: a PatientID under more patients than this is what an export put in for everybody.
 SHARED_BY = 3
 SHOWN_ERRORS = 10  # on the terminal; the page has all
+_NAMES = {"baseline": "baseline", "followup": "follow-up"}
 
 REASONS = {
     "age": "too young",
@@ -205,10 +207,12 @@ def _look_at_patients(rows, slice_thickness_mm, threads):
         try:
             return check_patient(row, slice_thickness_mm)
         except Exception as error:  # one patient's odd files must not hide the others' problems
+            where = "".join(traceback.format_tb(error.__traceback__))  # not the message: it may quote a header
+            print(f"patient {row['patient']}: {type(error).__name__}, raised here:\n{where}")
             found = finding(
                 row["patient"],
                 f"haemex fails on this patient's files ({type(error).__name__})",
-                "look at the files; if they are in order this is a fault of haemex, please report it",
+                "look at the files; if they are in order this is a fault of haemex: please report it with check.log",
                 row["baseline_ct"],
             )
             return {
@@ -251,10 +255,10 @@ def _same_scans(looked_at):
                 problem = "baseline and follow-up CT show the same pixels: one scan is given twice"
             else:
                 problem = (
-                    f"patients {other} and {one['patient']} have the same scan ({other_timepoint}, {timepoint}): their "
-                    "pixels agree"
+                    f"the {_NAMES[timepoint]} CT shows the same pixels as the {_NAMES[other_timepoint]} CT of patient "
+                    f"{other} ({path}): one scan under two patients"
                 )
-            action = "name the right folders in the table, or take one of the patients out"
+            action = "look whose it is; name the other's own folder in the table, or take that patient out"
             found.append(finding(one["patient"], problem, action, scan["path"]))
     return found
 
@@ -268,7 +272,7 @@ def _same_persons(looked_at):
     return [
         warning(
             patient,
-            f"the headers state the same patient's number as those of {', '.join(p for p in patients if p != patient)}",
+            f"the headers state the same patient ID as those of {', '.join(p for p in patients if p != patient)}",
             "check that they are different persons: one person on both sides of the split would spoil the test",
         )
         for patients in owners.values()

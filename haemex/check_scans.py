@@ -282,7 +282,7 @@ def _compare_scans(row, scans, found, judged):
     if baseline["person"] and followup["person"]:
         differing = []
         for keyword, what in (
-            ("PatientID", "numbers of the patient"),
+            ("PatientID", "patient IDs"),
             ("PatientSex", "sexes"),
             ("PatientBirthDate", "birth dates"),
         ):
@@ -294,7 +294,7 @@ def _compare_scans(row, scans, found, judged):
             found.append(
                 warning(
                     row["patient"],
-                    f"the headers of baseline and follow-up state different {' and '.join(differing)}",
+                    f"the headers of baseline and follow-up state different {_and(differing)}",
                     "check that both folders are this patient's",
                     where,
                     kind="person",
@@ -333,6 +333,11 @@ def _compare_scans(row, scans, found, judged):
                 where,
             )
         )
+
+
+def _and(words):
+    """Join words: "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _interval(row, baseline, followup, where):

@@ -26,7 +26,7 @@ class InputError(Exception):
 
     def __str__(self):
         where = f"{self.file}: " if self.file else ""
-        return f"{where}{self.problem}. {self.action}."
+        return f"{where}{self.problem}. {self.action[:1].upper()}{self.action[1:]}."
 
     def __reduce__(self):
         return type(self), (self.problem, self.action, self.file)

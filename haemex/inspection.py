@@ -139,8 +139,8 @@ def _own_warnings(row):
     if row["outside_field"] > MAX_OUTSIDE_FIELD:
         found.append(
             (
-                f"{percent(row['outside_field'])} of the haematoma ({row['lost_ml']:.1f} mL) lie outside the field of"
-                " view: the network never sees them",
+                f"{percent(row['outside_field'])} of the haematoma ({row['lost_ml']:.1f} mL) lies outside the field of"
+                " view: the network never sees it",
                 "enlarge resample: field_of_view_mm (config/whole_brain.yaml does), or accept the loss as the paper's"
                 " protocol has it",
             )
@@ -148,7 +148,7 @@ def _own_warnings(row):
     if row["outside_brain"] > MAX_OUTSIDE_BRAIN:
         found.append(
             (
-                f"{percent(row['outside_brain'])} of the haematoma lie outside the brain mask",
+                f"{percent(row['outside_brain'])} of the haematoma lies outside the brain mask",
                 "look at the picture: correct the mask where it reaches into bone, or mend the brain mask with"
                 " skullstrip: seal_gap_mm",
             )

@@ -196,7 +196,9 @@ def _read_foreign(path):
 
 
 def _unreadable(error, path):
-    return InputError(f"not a readable NIfTI volume ({' '.join(str(error).split())})", "export the file again", path)
+    """Make the refusal of a file that nibabel could not read; where its words repeat the path, that is left out."""
+    why = " ".join(str(error).split()).replace(f"File {path}", "it").replace(str(path), "it")
+    return InputError(f"not a readable NIfTI volume ({why})", "export the file again", path)
 
 
 def _damages():

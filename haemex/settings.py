@@ -1,5 +1,6 @@
 """Closed schemas for the config and the cohort table: what is misspelt is refused, with the nearest known name."""
 
+import datetime
 import difflib
 from pathlib import Path
 
@@ -62,13 +63,22 @@ def check_config(config, schema_path=CONFIG_SCHEMA):
             for key in sorted(set(error.instance) - set(known)):
                 problems.append(f"unknown key `{f'{at}.{key}' if at else key}` ({nearest(key, known)})")
         else:
-            problems.append(f"`{at}`: {error.message}" if at else error.message)
+            problems.append(f"`{at}`: {_in_words(error)}" if at else error.message)
     if not problems:
         problems = _contradictions(config)
     if problems:
         raise InputError(
-            "the config is refused: " + "; ".join(problems), "correct it; config/README.md explains every key"
+            "the config is refused: " + "; ".join(problems), "Correct it; config/README.md explains every key"
         )
+
+
+def _in_words(error):
+    """Say what a value breaks without a regular expression or a Python type, where a user would meet one."""
+    if isinstance(error.instance, datetime.date):
+        return f'a date needs quotation marks: "{error.instance}"'
+    if error.validator == "pattern":
+        return f"{error.instance!r} does not fit ({error.schema['description']})"
+    return error.message
 
 
 def _contradictions(config):

@@ -177,8 +177,8 @@ def _which_grid(shape, geometry, path):
         )
     raise InputError(
         problem,
-        "draw or export it on the CT series that haemex takes (results, convert: JSON of the scan), neither cropped "
-        "nor on another series",
+        "check that it belongs to this scan; draw or export it on the series that haemex takes (the page of `snakemake "
+        "check` names it), neither cropped nor on another series",
         path,
     )
 

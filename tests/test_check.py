@@ -321,7 +321,9 @@ def test_a_copied_scan_is_found_by_its_pixels(cohort):
         dataset.save_as(copied / f"{99 - number}.dcm")
     cohort.rows["P3"]["baseline_ct"] = str(copied)
     problems = cohort.found()
-    assert ("P3", "error", "patients P1 and P3 have the same scan (baseline, baseline): their pixels agree") in problems
+    where = cohort.rows["P1"]["baseline_ct"]
+    said = f"the baseline CT shows the same pixels as the baseline CT of patient P1 ({where}): one scan under two "
+    assert ("P3", "error", said + "patients") in problems
 
 
 def test_a_dicom_scan_and_its_nifti_copy_are_the_same(cohort):
@@ -331,7 +333,7 @@ def test_a_dicom_scan_and_its_nifti_copy_are_the_same(cohort):
     write_volume(cohort.folder / "copy.nii.gz", hu[:, ::-1, ::-1].astype(np.int16), ras)
     cohort.rows["P1"]["baseline_ct"] = str(cohort.scan("P1", "again", hu))
     cohort.rows["P3"] |= {"baseline_ct": str(cohort.folder / "copy.nii.gz"), "baseline_mask": ""}
-    assert any("P1 and P3 have the same scan" in one[2] for one in cohort.found())
+    assert any("same pixels as the baseline CT of patient P1" in one[2] for one in cohort.found())
 
 
 def test_one_scan_as_baseline_and_followup(cohort):
@@ -347,7 +349,7 @@ def test_one_scan_as_baseline_and_followup(cohort):
 def test_a_number_shared_by_two_patients_and_not_by_all(cohort):
     for column in ("baseline_ct", "followup_ct"):
         cohort.headers("P3", column, PatientID="HOSPP1")
-    assert cohort.found() == [("P3", "warning", "the headers state the same patient's number as those of P1")]
+    assert cohort.found() == [("P3", "warning", "the headers state the same patient ID as those of P1")]
     for patient in PATIENTS:
         for column in ("baseline_ct", "followup_ct"):
             cohort.headers(patient, column, PatientID="EXPORT")
@@ -358,7 +360,7 @@ def test_another_persons_followup(cohort):
     cohort.headers("P2", "followup_ct", PatientID="OTHER", PatientBirthDate="19330303", PatientSex="F")
     (one, other) = cohort.problems()
     assert other["problem"] == (
-        "the headers of baseline and follow-up state different numbers of the patient and sexes and birth dates"
+        "the headers of baseline and follow-up state different patient IDs, sexes and birth dates"
     )
     assert one["problem"] == "the headers state the other sex than the table (follow-up alone)"
 
@@ -450,11 +452,13 @@ def test_a_choice_that_is_the_users_and_how_it_is_made(cohort):
     assert "`baseline_series`" in one["action"]
     page = (cohort.folder / "out/index.html").read_text()
     assert "no series, 2 found" in page and page.count("none was taken, see the errors") == 2
+    assert page.count("<details open>") == 1 and page.count("<details>") == 3  # where the user has to choose
     cohort.rows["P1"]["baseline_series"] = "5"
     assert cohort.found() == []
     page = (cohort.folder / "out/index.html").read_text()
     rows = re.findall(r"<tr( class=\"taken\")?><td>(\d)</td><td class=\"n\">7</td>", page)
     assert (' class="taken"', "5") in rows and ("", "4") in rows
+    assert "<details open>" not in page
 
 
 def test_headers_that_cannot_be_used(cohort):

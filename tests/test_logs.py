@@ -9,7 +9,7 @@ def test_bad_input_is_one_line_with_patient_file_problem_and_action(tmp_path, ca
         print("working")
         raise InputError("the mask is empty.", "draw it again", "masks/P7.nii.gz")
     assert end.value.code == 1
-    line = "haemex: patient P7: masks/P7.nii.gz: the mask is empty. draw it again.\n"
+    line = "haemex: patient P7: masks/P7.nii.gz: the mask is empty. Draw it again.\n"
     assert capfd.readouterr().err == line
     assert (tmp_path / "a" / "job.log").read_text() == "working\n" + line
 
@@ -43,4 +43,4 @@ def test_an_input_error_survives_pickling():
     import pickle
 
     error = pickle.loads(pickle.dumps(InputError("a", "b", "c")))
-    assert str(error) == "c: a. b." and error.file == "c"
+    assert str(error) == "c: a. B." and error.file == "c"

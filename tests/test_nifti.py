@@ -77,8 +77,9 @@ def test_four_dimensional_header(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no image", gzip.compress(b"x" * 400)])
 def test_what_is_no_volume_is_refused(tmp_path, content):
     (tmp_path / "a.nii.gz").write_bytes(content)
-    with pytest.raises(InputError, match="not a readable NIfTI"):
+    with pytest.raises(InputError, match="not a readable NIfTI") as refused:
         read_volume(tmp_path / "a.nii.gz")
+    assert str(refused.value).count("a.nii.gz") == 1
 
 
 def test_a_truncated_volume_is_refused(tmp_path):

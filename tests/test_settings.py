@@ -70,6 +70,21 @@ def test_contradictions_are_refused(config, change, word):
         check_config(config)
 
 
+def test_a_refused_value_is_explained_without_a_regular_expression_or_a_python_type(config):
+    config["study"] = "my study"
+    config["cohorts"] = yaml.safe_load("{train: [2012-02-01, '2018/08/31'], test: [2018-09-01, 2019]}")
+    with pytest.raises(InputError) as refused:
+        check_config(config)
+    assert refused.value.problem.split("; ") == [
+        'the config is refused: `cohorts.test.0`: a date needs quotation marks: "2018-09-01"',
+        "`cohorts.test.1`: 2019 is not of type 'string'",
+        '`cohorts.train.0`: a date needs quotation marks: "2012-02-01"',
+        "`cohorts.train.1`: '2018/08/31' does not fit (a day, as \"2018-08-31\")",
+        "`study`: 'my study' does not fit (name of the study, letters, digits, _, - and . only",
+        "results go to results/<study>/)",
+    ]
+
+
 def test_a_candidate_changes_what_it_names_and_nothing_else(config):
     config["candidates"]["narrow"] = {"network": {"widths": [4, 8, 16, 32]}}
     before = copy.deepcopy(config)
