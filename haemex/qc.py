@@ -100,8 +100,8 @@ def write_page(*, inspected, field_of_view_mm, template_folder, page_out, table_
     warned = sum(bool(row["warnings"]) for row in rows)
     cut = sum(row["outside_field"] > MAX_OUTSIDE_FIELD for row in rows)
     announce(
-        f"quality of {plural(len(rows), 'patient')}: {warned} with warnings, {cut} with more than {100 * MAX_OUTSIDE_FIELD:g} % of the "
-        f"haematoma outside the field of view; see {page_out}"
+        f"quality of {plural(len(rows), 'patient')}: {warned} with warnings, {cut} with more than "
+        f"{100 * MAX_OUTSIDE_FIELD:g} % of the haematoma outside the field of view; see {page_out}"
     )
 
 
