@@ -65,7 +65,7 @@ class Project:
 
     def jobs(self, *arguments, config="small.yaml"):
         """Count the jobs that a run would do now, by rule."""
-        dry = self.run("--dry-run", "--quiet", "host", *arguments, config=config)
+        dry = self.run(*arguments, "--dry-run", "--quiet", "host", config=config)
         assert dry.returncode == 0, dry.stdout + dry.stderr
         rules = re.findall(r"^(?:local)?rule (\w+):", dry.stdout + dry.stderr, re.M)
         counts = collections.Counter(rules)
@@ -485,6 +485,7 @@ def test_a_misspelt_key_one_sentence(project):
 
 def test_trainings_run_one_at_a_time_by_default(project):
     """Two cores and two folds: without the limit of the default profile both trainings would start at once."""
-    events = re.findall(r"^localrule (train|final|predict):|\(Rule: (train|final|predict)\)", project.said, re.M)
-    kinds = ["start" if start else "end" for start, _ in events]
+    started = r"^haemex: (train|final|predict)\b.* copies, on |^haemex: (predict): .* on "
+    events = re.findall(rf"{started}|\(Rule: (train|final|predict)\)", project.said, re.M)
+    kinds = ["start" if start or predicts else "end" for start, predicts, _ in events]
     assert kinds == ["start", "end"] * 4
