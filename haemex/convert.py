@@ -12,7 +12,8 @@ from haemex.errors import InputError
 from haemex.files import write_json
 from haemex.geometry import MIN_SLICES, even_volume, geometry_warnings, stack_geometry
 from haemex.nifti import is_nifti, open_volume, read_volume, write_volume
-from haemex.series import MAX_TILT_DEG, find_series, plan_series, series_warnings
+from haemex.series import find_series, plan_series, series_warnings
+from haemex.series_kind import MAX_TILT_DEG
 
 SHEAR_DEG = 0.5  # what is less may come from rounding
 ALIGNED = 2  # NIfTI's code of a volume laid on another one by shifts and turns; larger ones are of stretched heads

@@ -14,11 +14,11 @@ from haemex.series import (
     Series,
     choose_series,
     find_series,
-    is_bone_kernel,
     list_series,
     plan_series,
     series_warnings,
 )
+from haemex.series_kind import is_bone_kernel
 
 
 def test_the_right_series_is_taken(tmp_path, write_series):
