@@ -437,7 +437,8 @@ def test_a_bad_patient_is_named_and_stops_no_other(tmp_path_factory, project):
         run = project.run(*(path.relative_to(project.folder).as_posix() for path in kept if path.suffix == ".json"))
         assert run.returncode != 0
         lines = [line for line in run.stderr.splitlines() if line.startswith("haemex: ")]
-        assert len(lines) == 1 and f"patient {bad}" in lines[0] and "baseline_mask.nii.gz" in lines[0], run.stderr
+        assert len(lines) == 2 and f"patient {bad}" in lines[0] and "baseline_mask.nii.gz" in lines[0], run.stderr
+        assert "1 patient failed" in lines[1] and "qc/index.html" in lines[1]
         made = {path.stem for path in project.results.glob("measure/*.json")}
         assert made == set(patients) - {bad}
         checked = project.run("check")
