@@ -63,34 +63,6 @@ def refuse_pin(path, series):
         )
 
 
-def scan_geometry(source, slice_thickness_mm, series=None):
-    """Work out the geometry of a scan from headers alone.
-
-    Parameters
-    ----------
-    source : path-like
-        DICOM folder or NIfTI file.
-    slice_thickness_mm : float
-        As for `find_series`, mm.
-    series : str, optional
-        Label of the series to take, as the cohort table pins it.
-
-    Returns
-    -------
-    dict
-        See `stack_geometry`.
-
-    Raises
-    ------
-    InputError
-        No series, several, or a series whose geometry cannot be used.
-    """
-    if is_nifti(source):
-        refuse_pin(source, series)
-        return _nifti_layout(source)[0]
-    return plan_series(find_series(source, slice_thickness_mm, series)[0])[1]
-
-
 def read_dicom_scan(folder, slice_thickness_mm, series=None):
     """Choose a series and read it.
 

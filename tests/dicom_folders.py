@@ -7,9 +7,10 @@ import numpy as np
 import pydicom
 import pytest
 
-from haemex.convert import convert_scan
+from haemex.convert import convert_scan, read_nifti_scan, refuse_pin
 from haemex.dicom import ENHANCED_CT
-from haemex.nifti import read_volume
+from haemex.nifti import is_nifti, read_volume
+from haemex.series import find_series, plan_series
 
 ROWS, COLUMNS = 4, 6
 HEIGHTS = [10.0, 15.0, 20.0, 25.0, 30.0, 35.0]
@@ -24,6 +25,14 @@ def convert(source, tmp_path, name="scan", thickness=5.0):
     """Convert and read back: HU (z, y, x), affine, JSON."""
     convert_scan(source, tmp_path / f"{name}.nii.gz", tmp_path / f"{name}.json", thickness)
     return *read_volume(tmp_path / f"{name}.nii.gz"), json.loads((tmp_path / f"{name}.json").read_text())
+
+
+def scan_geometry(source, thickness, series=None):
+    """The geometry of a scan as `check` learns it: from headers alone, but for NIfTI."""
+    if is_nifti(source):
+        refuse_pin(source, series)
+        return read_nifti_scan(source)[1]["geometry"]
+    return plan_series(find_series(source, thickness, series)[0])[1]
 
 
 def place(dataset, column, row):

@@ -12,9 +12,19 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from dicom_folders import COLUMNS, HEAD, HEIGHTS, ROWS, compare_places, convert, several, stored
+from dicom_folders import (
+    COLUMNS,
+    HEAD,
+    HEIGHTS,
+    ROWS,
+    compare_places,
+    convert,
+    scan_geometry,
+    several,
+    stored,
+)
 
-from haemex.convert import convert_scan, scan_geometry
+from haemex.convert import convert_scan
 from haemex.errors import InputError
 from haemex.nifti import write_volume
 

@@ -6,11 +6,21 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from dicom_folders import COLUMNS, HEAD, HEIGHTS, ROWS, change, convert, stored, transcode, write_enhanced
+from dicom_folders import (
+    COLUMNS,
+    HEAD,
+    HEIGHTS,
+    ROWS,
+    change,
+    convert,
+    scan_geometry,
+    stored,
+    transcode,
+    write_enhanced,
+)
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate
 
-from haemex.convert import scan_geometry
 from haemex.dicom import read_headers, read_hu
 from haemex.errors import InputError
 from haemex.series import find_series

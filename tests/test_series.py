@@ -4,11 +4,11 @@ import shutil
 import numpy as np
 import pydicom
 import pytest
-from dicom_folders import HEAD, change, convert, several, stored, write_enhanced
+from dicom_folders import HEAD, change, convert, scan_geometry, several, stored, write_enhanced
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haemex.convert import convert_scan, scan_geometry
+from haemex.convert import convert_scan
 from haemex.errors import InputError
 from haemex.series import (
     Series,
