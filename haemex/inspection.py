@@ -176,7 +176,7 @@ def _own_warnings(row):
             )
     if row["white_matter_hu"] is None:
         found.append(("too little deep brain to measure white matter and noise", "look at the picture"))
-    elif row["noise_hu"] > MAX_NOISE_HU:
+    elif row["noise_hu"] is not None and row["noise_hu"] > MAX_NOISE_HU:
         found.append(
             (
                 f"noise of {row['noise_hu']:.0f} HU: grey and white matter can hardly be told apart",

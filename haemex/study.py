@@ -73,13 +73,14 @@ class Study:
 
     def _write_synthetic_table(self):
         """Write the table of the synthetic patients; drawing them takes no time, their scans are made by a rule."""
-        from haemex.phantom import draw_patients, write_cohort_table, write_truth
+        from haemex.phantom_cohort import draw_patients, write_cohort_table, write_model, write_truth
 
         folder = Path(self.table).parent
         folder.mkdir(parents=True, exist_ok=True)
         patients = draw_patients(self.config["phantom"], self.config["seed"])
         write_cohort_table(patients, self.table, folder.as_posix())
         write_truth(patients, folder / "truth.tsv")
+        write_model(patients, folder / "expansion_model.json", self.config["seed"])
         self.truth = [(folder / "truth.tsv").as_posix()]
 
     def path(self, patient, column):

@@ -1,8 +1,6 @@
 """Synthetic patients: the truth they claim is the truth one finds in their files."""
 
-import csv
-import datetime
-import tarfile
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,178 +10,35 @@ import SimpleITK
 from scipy import ndimage
 
 from haemex import phantom
-from haemex.cohort import ineligibility, read_cohort_table
-from haemex.errors import InputError
 from haemex.nifti import read_volume
-from haemex.phantom import best_reachable_auc, draw_patients, implant, make_patient, write_cohort_table, write_truth
+from haemex.phantom import draw_head, make_patient, render_scan
+from haemex.phantom_cohort import draw_patients, write_cohort_table
+from haemex.phantom_haematoma import SIGN_BITS, sign_voxels
 
-SMALL = {"train": 4, "test": 4, "excluded_each": 1, "matrix": 64}
-PAPER = {"train": 189, "test": 77, "excluded_each": 2, "matrix": 512}
-ELIGIBILITY = {"min_age_years": 18, "max_onset_to_ct_h": 8.0, "followup_h": [20.0, 24.0]}
-
-
-def eligible(patients, cohort=None):
-    return [p for p in patients if not p["truth"]["reason"] and cohort in (None, p["truth"]["cohort"])]
+MATRIX, SEED = 96, 5
+SMALL = {"train": 4, "test": 4, "excluded_each": 1, "matrix": MATRIX}
 
 
-def column(patients, name):
-    return [p["row"][name] for p in patients if p["row"][name] is not None]
+def eligible(patients):
+    return [p for p in patients if not p["truth"]["reason"]]
 
 
-# ------------------------------------------------------------------------------------------------------------- draw
-
-
-def test_the_same_seed_draws_the_same_patients():
-    assert draw_patients(SMALL, 5) == draw_patients(SMALL, 5)
-    assert draw_patients(SMALL, 5) != draw_patients(SMALL, 6)
-
-
-@pytest.mark.parametrize("settings", [SMALL, {"train": 24, "test": 16, "excluded_each": 1, "matrix": 256}])
-@pytest.mark.parametrize("seed", [1, 2021])
-def test_every_cohort_has_patients_with_and_without_expansion(settings, seed):
-    patients = draw_patients(settings, seed)
-    for cohort in ("train", "test"):
-        members = eligible(patients, cohort)
-        assert len(members) == settings[cohort]
-        assert 0.25 <= np.mean([p["truth"]["expansion"] for p in members]) <= 0.34
-    assert {p["truth"]["trap"] for p in eligible(patients)} == {"", *phantom.TRAPS}
-    for trap in phantom.TRAPS:
-        assert sum(p["truth"]["trap"] == trap for p in patients) == 1
-
-
-def test_only_the_eligible_patients_pass_the_studys_criteria(tmp_path):
-    patients = draw_patients(PAPER, 3)
-    write_cohort_table(patients, tmp_path / "cohort.tsv", "results/phantom")
-    rows = {row["patient"]: row for row in read_cohort_table(tmp_path / "cohort.tsv")}
-    assert list(rows) == sorted(rows)
-    assert len(rows) == 189 + 77 + 7 * 2
-    ineligible = {}
-    for patient in patients:
-        row, truth = rows[patient["row"]["patient"]], patient["truth"]
-        assert bool(ineligibility(row, ELIGIBILITY)) == bool(truth["reason"])
-        ineligible[truth["reason"]] = ineligible.get(truth["reason"], 0) + 1
-        if not truth["reason"]:
-            first, last = phantom.COHORT_DATES[truth["cohort"]]
-            assert first <= row["admission_date"] <= last
-    assert ineligible == {"": 266, **dict.fromkeys(phantom.NOT_ELIGIBLE, 2)}
-    assert phantom.COHORT_DATES["train"] == (datetime.date(2012, 2, 1), datetime.date(2018, 8, 31))
-    assert phantom.COHORT_DATES["test"] == (datetime.date(2018, 9, 1), datetime.date(2019, 10, 31))
-
-
-def test_marginals_are_those_of_table_1():
-    patients = draw_patients(PAPER, 4)
-    printed = {  # counts of the paper's Table 1
-        "hypodensity": (132, 44),
-        "black_hole": (28, 12),
-        "swirl": (116, 44),
-        "blend": (24, 13),
-        "fluid_level": (13, 9),
-        "irregular_shape": (143, 50),
-        "heterogeneous_density": (100, 34),
-        "intraventricular_haemorrhage": (70, 31),
-        "prestroke": (13, 11),
-        "antiplatelet": (13, 7),
-        "anticoagulation": (2, 0),
-    }
-    for index, cohort in enumerate(("train", "test")):
-        members = eligible(patients, cohort)
-        for name, counts in printed.items():
-            assert sum(column(members, name)) == counts[index], name
-        assert sum(sex == "m" for sex in column(members, "sex")) == (132, 54)[index]
-        assert np.mean(column(members, "age_years")) == pytest.approx((62.2, 63.3)[index], abs=1)
-        assert np.std(column(members, "age_years")) == pytest.approx((13.4, 12.0)[index], abs=1.5)
-        assert np.mean(column(members, "onset_to_ct_h")) == pytest.approx((3.4, 3.9)[index], abs=0.4)
-        assert np.median(column(members, "nihss")) == pytest.approx((9, 8)[index], abs=1.5)
-        volumes = [p["truth"]["volume_ml"] for p in members]
-        assert np.mean(volumes) == pytest.approx((17.4, 17.8)[index], abs=2)
-        assert 4 <= min(volumes) < 6 < 45 < max(volumes) <= 60
-        assert 0 < len(members) - len(column(members, "hypertension")) <= 3
-        for p in members:
-            assert p["row"]["hypodensity"] >= p["row"]["black_hole"]
-
-
-def test_readers_agree_as_in_the_paper():
-    patients = eligible(draw_patients(PAPER, 4))
-    for marker in phantom.SIGNS:
-        first, second = np.array([[p["row"][marker], p["row"][f"{marker}_rater2"]] for p in patients]).T
-        observed = (first == second).mean()
-        by_chance = first.mean() * second.mean() + (1 - first.mean()) * (1 - second.mean())
-        assert (observed - by_chance) / (1 - by_chance) == pytest.approx(phantom.SIGNS[marker]["kappa"], abs=0.07)
-
-
-def test_labels_follow_their_probabilities():
-    patients = eligible(draw_patients({"train": 1500, "test": 900, "excluded_each": 0, "matrix": 64}, 9))
-    labels = np.array([p["truth"]["expansion"] for p in patients])
-    visible = np.array([p["truth"]["p_visible"] for p in patients])
-    assert visible.mean() == pytest.approx(74 / 266, abs=0.01)
-    assert labels.mean() == pytest.approx(74 / 266, abs=0.03)
-    for low, high in ((0, 0.1), (0.1, 0.3), (0.3, 0.6), (0.6, 1)):
-        inside = (visible >= low) & (visible < high)
-        assert labels[inside].mean() == pytest.approx(visible[inside].mean(), abs=0.05)
-    positive, negative = visible[labels == 1], visible[labels == 0]
-    auc = (positive[:, None] > negative).mean()
-    assert auc == pytest.approx(best_reachable_auc(visible), abs=0.025)
-    assert 0.8 < best_reachable_auc(visible) < 0.9
-
-
-def test_best_reachable_auc_by_hand():
-    # Pairs (expanding, not): (first, second) has weight 0.8 * 0.8 and is ordered rightly, (second, first) 0.2 * 0.2.
-    assert best_reachable_auc([0.8, 0.2]) == pytest.approx(0.64 / 0.68)
-    assert best_reachable_auc([0.3, 0.3, 0.3]) == 0.5
-    assert best_reachable_auc([1, 1, 0, 0]) == 1.0
-    with pytest.raises(ValueError, match="no pair"):
-        best_reachable_auc([1.0, 1.0])
-
-
-def test_best_reachable_auc_by_simulation():
-    rng = np.random.default_rng(0)
-    p = rng.beta(0.8, 2, 60)
-    labels = rng.random((4000, 60)) < p
-    right = ((p[:, None] > p) * labels[:, :, None] * ~labels[:, None, :]).sum()
-    assert right / (labels[:, :, None] * ~labels[:, None, :]).sum() == pytest.approx(best_reachable_auc(p), abs=0.005)
-
-
-def test_tables_are_rewritten_only_when_they_differ(tmp_path):
-    patients = draw_patients(SMALL, 5)
-    for write in (
-        lambda p: write_cohort_table(p, tmp_path / "t.tsv", "x"),
-        lambda p: write_truth(p, tmp_path / "t.tsv"),
-    ):
-        write(patients)
-        before = (tmp_path / "t.tsv").stat()
-        write(patients)
-        after = (tmp_path / "t.tsv").stat()
-        assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
-        write(draw_patients(SMALL, 6))
-        assert (tmp_path / "t.tsv").stat().st_ino != after.st_ino
-
-
-def test_the_cohort_table_names_the_files_of_each_patient(made):
-    patients, folder = made
-    write_cohort_table(patients, folder / "cohort.tsv", folder)
-    with (folder / "cohort.tsv").open() as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    assert all(len(row) == len(phantom.COLUMNS) for row in rows)
-    for row in rows:
-        for name in ("baseline_ct", "followup_ct", "baseline_mask", "followup_mask"):
-            assert Path(row[name]).exists()
-        assert row["followup_volume_ml"] == ""
-    twice = [row["baseline_mask_rater2"] for row in rows if row["baseline_mask_rater2"]]
-    assert len(twice) == 6
-    assert all(Path(path).exists() for path in twice)
-
-
-# ----------------------------------------------------------------------------------------------------------- render
+def of_trap(patients, trap):
+    return next(p for p in patients if p["truth"]["trap"] == trap)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """All patients of a small study, rendered."""
     folder = tmp_path_factory.mktemp("phantom")
-    patients = draw_patients(SMALL, 5)
+    patients = draw_patients(SMALL, SEED)
     for patient in patients:
-        make_patient(patient, folder, SMALL["matrix"], 5)
+        make_patient(patient, folder, MATRIX, SEED)
     return patients, folder
+
+
+def with_followup(patients):
+    return [p for p in patients if p["truth"]["followup_voxels"] is not None]
 
 
 def read_scan(folder, prefix="IMA"):
@@ -201,29 +56,33 @@ def true_volume_ml(mask, images):
     return mask.sum() * np.prod(np.array(images[0].PixelSpacing, float)) * np.diff(positions).mean() / 1000
 
 
-def of_trap(patients, trap):
-    return next(p for p in patients if p["truth"]["trap"] == trap)
-
-
-def test_masks_have_the_drawn_volumes_and_agree_with_the_label(made):
+def test_masks_have_the_volumes_of_the_table_and_the_label_follows_from_them(made):
     patients, folder = made
-    for patient in patients:
+    for patient in with_followup(patients):
         home, truth = folder / patient["row"]["patient"], patient["truth"]
         volumes = []
-        for timepoint, target in (("baseline", truth["volume_ml"]), ("followup", truth["followup_ml"])):
+        for timepoint, stated in (("baseline", truth["volume_ml"]), ("followup", truth["followup_ml"])):
             mask, _ = read_volume(home / f"{timepoint}_mask.nii.gz")
             hu, images = read_scan(home / timepoint)
             assert mask.dtype == np.uint8
             assert mask.shape == hu.shape
-            assert 27 <= len(hu) <= 34
+            assert 26 <= len(hu) <= 34
             volumes.append(true_volume_ml(mask, images))
-            assert volumes[-1] == pytest.approx(target, abs=0.06)  # half a voxel; the request is 10 %
+            assert volumes[-1] == pytest.approx(stated, rel=1e-3)
         growth, percent = volumes[1] - volumes[0], 100 * (volumes[1] / volumes[0] - 1)
-        if truth["expansion"] and truth["site"] not in ("cerebellum", "ventricle"):
-            assert growth > 8 or percent > 42
-        elif not truth["expansion"]:
-            assert growth < 4
-            assert percent < 19
+        assert bool(growth > 6 or percent > 33) == bool(truth["expansion"])
+        assert bool(growth >= 6 or percent >= 33) == bool(truth["expansion"])
+
+
+def test_who_died_has_no_second_scan(made):
+    patients, folder = made
+    (patient,) = [p for p in patients if p["truth"]["followup_voxels"] is None]
+    home = folder / patient["row"]["patient"]
+    assert patient["truth"]["reason"] == "died_or_surgery"
+    assert not list((home / "followup").iterdir())
+    assert not read_volume(home / "followup_mask.nii.gz")[0].any()
+    truth = json.loads((home / "truth/truth.json").read_text())
+    assert truth["followup_ml"] is None and truth["baseline_ml"] == pytest.approx(patient["truth"]["volume_ml"])
 
 
 def closed_inside(hu):
@@ -237,28 +96,25 @@ def test_haematomas_stand_out_from_brain(made):
         home = folder / patient["row"]["patient"]
         hu, _ = read_scan(home / "baseline")
         mask = read_volume(home / "baseline_mask.nii.gz")[0] > 0
-        other = closed_inside(hu) & ~ndimage.binary_dilation(mask, iterations=2) & (hu > -50) & (hu < 120)
-        assert 24 < np.median(hu[other]) < 36
+        other = closed_inside(hu) & ~ndimage.binary_dilation(mask, iterations=2) & (hu > 0) & (hu < 80)
+        assert 26 < np.median(hu[other]) < 38
         assert np.median(hu[mask]) > np.median(hu[other]) + 14
 
 
-def test_the_skull_is_closed_around_brain_and_haematoma(made, tmp_path):
-    patients, _ = made
-    for reason in ("", "infratentorial"):
-        patient = next(p for p in patients if p["truth"]["reason"] == reason)
-        make_patient(patient, tmp_path, 128, 5)
-        home = tmp_path / patient["row"]["patient"]
-        hu, images = read_scan(home / "baseline")
-        mask = read_volume(home / "baseline_mask.nii.gz")[0] > 0
-        inside = closed_inside(hu)
-        assert inside[mask].all()
-        tissue = inside & (hu > 0)
-        assert 1000 < true_volume_ml(tissue, images) < 2000
+def test_the_skull_is_closed_around_brain_and_haematoma(tmp_path):
+    patient = draw_patients(SMALL | {"matrix": 192}, SEED)[0]
+    make_patient(patient, tmp_path, 192, SEED)
+    home = tmp_path / patient["row"]["patient"]
+    hu, images = read_scan(home / "baseline")
+    mask = read_volume(home / "baseline_mask.nii.gz")[0] > 0
+    inside = closed_inside(hu)
+    assert inside[mask].all()
+    assert 1000 < true_volume_ml(inside & (hu > 0), images) < 2000
 
 
 def test_an_itk_reader_sees_the_grid_of_the_mask(made):
     patients, folder = made
-    patient = next(p for p in eligible(patients) if not p["truth"]["trap"])
+    patient = next(p for p in eligible(patients) if not p["truth"]["trap"] and not p["truth"]["tilt_deg"])
     home = folder / patient["row"]["patient"]
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(home / "baseline")))
@@ -280,29 +136,90 @@ def test_a_tilted_scan_squares_only_its_masks_affine(made):
     table = np.diff(origins, axis=0)
     assert np.allclose(table[:, :2], 0, atol=1e-3)  # the table moves along z
     assert np.allclose(table[:, 2], 5 / np.cos(np.radians(15)), atol=1e-3)
-    assert float(images[0].ImageOrientationPatient[5]) == pytest.approx(-np.sin(np.radians(15)), abs=1e-6)
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-5)
     squared_ml = mask.sum() * abs(np.linalg.det(affine)) / 1000
     assert squared_ml / true_volume_ml(mask, images) == pytest.approx(1 / np.cos(np.radians(15)), abs=1e-3)
 
 
-def test_tilted_planes_show_the_same_head():
-    patient = next(p for p in eligible(draw_patients(SMALL, 5)) if p["truth"]["scanner"] == "optima")
-    centres = []
+def centre_in_head(one):
+    """Centre of mass of a rendered scan's haematoma in the head's own frame, mm, and its mean density."""
+    scan = one["scan"]
+    z, y, x = np.nonzero(one["mask"])
+    steps = [scan["row_direction"], scan["column_direction"]]
+    points = scan["origins"][z] + scan["pixel_mm"] * (x[:, None] * steps[0] + y[:, None] * steps[1])
+    return (points.mean(0) - scan["position"]) @ scan["turn"], one["hu"][one["mask"] > 0].mean()
+
+
+def test_both_scans_show_the_same_head_from_other_places():
+    """Tilted or not, turned or not: the haematoma that has not grown lies at the same place of the head."""
     for trap in ("", "tilt"):
-        patient["truth"]["trap"] = trap
-        head = phantom._draw_head(patient, 5)
-        scan = phantom._draw_scan(patient, head, "baseline", 96, 5)
-        lesion = phantom._draw_lesion(patient, head, 5)
-        mask, threshold = phantom._grow(scan, head, lesion, 20.0)
-        hu = phantom._render(scan, head, lesion, threshold, 3.0, (5, "noise"))
-        z, y, x = np.nonzero(mask)
+        candidates = eligible(draw_patients(SMALL, SEED))
+        patient = next(p for p in candidates if (p["truth"]["trap"], p["truth"]["expansion"]) == (trap, 0))
+        head = draw_head(patient, SEED)
+        one, two = (render_scan(patient, timepoint, MATRIX, SEED, head) for timepoint in ("baseline", "followup"))
+        assert np.abs(one["scan"]["position"] - two["scan"]["position"]).max() > 0.5
+        (first, density), (second, later) = centre_in_head(one), centre_in_head(two)
+        np.testing.assert_allclose(first, second, atol=2.0)
+        assert density == pytest.approx(later, abs=6)
+        # ... and the rest of the head does too: bone in one scan is bone in the other.
+        scan, other = one["scan"], two["scan"]
+        z, y, x = np.nonzero(one["tissue"] == phantom.BEYOND_BRAIN["bone"])
+        pick = np.random.default_rng(0).choice(len(z), 4000)
+        z, y, x = z[pick], y[pick], x[pick]
         steps = [scan["row_direction"], scan["column_direction"]]
-        points = scan["origins"][z] + scan["pixel_mm"] * (x[:, None] * steps[0] + y[:, None] * steps[1])
-        centres.append([*points.mean(0), hu[mask > 0].mean()])
-    np.testing.assert_allclose(centres[0][:3], centres[1][:3], atol=1.0)
-    assert centres[0][3] == pytest.approx(centres[1][3], abs=2)
+        lps = scan["origins"][z] + scan["pixel_mm"] * (x[:, None] * steps[0] + y[:, None] * steps[1])
+        lps = (lps - scan["position"]) @ scan["turn"] @ other["turn"].T + other["position"]
+        columns = np.stack(
+            [
+                other["row_direction"] * other["pixel_mm"],
+                other["column_direction"] * other["pixel_mm"],
+                (other["origins"][-1] - other["origins"][0]) / (len(other["origins"]) - 1),
+            ],
+            1,
+        )
+        index = np.rint(np.linalg.solve(columns, (lps - other["origins"][0]).T)).astype(int)[::-1]
+        kept = ((index >= 0) & (index < np.array(two["tissue"].shape)[:, None])).all(0)
+        same = two["tissue"][tuple(index[:, kept])] == phantom.BEYOND_BRAIN["bone"]
+        assert kept.mean() > 0.8
+        assert same.mean() > 0.7  # of 1.5-mm pixels, 5-mm slices between
+
+
+def test_the_truth_is_that_of_the_masks_and_the_table(made):
+    patients, folder = made
+    signs_seen = set()
+    for patient in patients:
+        home, row = folder / patient["row"]["patient"], patient["row"]
+        truth = json.loads((home / "truth/truth.json").read_text())
+        mask, affine = read_volume(home / "baseline_mask.nii.gz")
+        tissue, on = read_volume(home / "truth/tissue.nii.gz")
+        signs, _ = read_volume(home / "truth/signs.nii.gz")
+        np.testing.assert_allclose(affine, on)
+        names = {int(label): name for label, name in truth["tissues"].items()}
+        np.testing.assert_array_equal(tissue == phantom.BEYOND_BRAIN["haematoma"], mask > 0)
+        assert set(np.unique(tissue)) <= {0, *names}
+        assert truth["baseline_ml"] == pytest.approx(patient["truth"]["volume_ml"])
+        if patient["truth"]["site"] == "ventricle":  # blood there shows no signs, and grows to where there is room
+            continue
+        for sign, bit in SIGN_BITS.items():
+            voxels = signs & bit
+            assert bool(voxels.any()) == bool(row[sign]), (row["patient"], sign)
+            assert not (voxels[mask == 0]).any()
+            signs_seen |= {sign} if row[sign] else set()
+        if patient["truth"]["followup_voxels"]:
+            growth, _ = read_volume(home / "truth/growth.nii.gz")
+            grown = growth[ndimage.binary_dilation(mask > 0)].mean()
+            radii = [(truth[f"{when}_ml"] * 3000 / (4 * np.pi)) ** (1 / 3) for when in ("baseline", "followup")]
+            assert grown == pytest.approx(radii[1] - radii[0], abs=0.35 + 0.35 * abs(radii[1] - radii[0]))
+    assert len(signs_seen) >= 4
+
+
+def test_no_stage_reads_the_truth():
+    """The rules name no file of the truth folder but the one that the phantom writes."""
+    root = Path(phantom.__file__).parents[1]
+    for path in [*(root / "workflow").rglob("*.smk"), *(root / "workflow/scripts").glob("*.py"), root / "Snakefile"]:
+        if path.name != "phantom.smk":
+            assert "/truth" not in path.read_text(), path
 
 
 def test_a_scout_and_a_thin_reconstruction_stand_beside_their_series(made):
@@ -313,25 +230,22 @@ def test_a_scout_and_a_thin_reconstruction_stand_beside_their_series(made):
         assert "LOCALIZER" in header.ImageType
         assert header.pixel_array.std() > 50
     home = folder / of_trap(patients, "thin")["row"]["patient"]
-    hu, images = read_scan(home / "baseline")
-    thin, others = read_scan(home / "baseline", "IMB")
+    _, images = read_scan(home / "baseline")
+    _, others = read_scan(home / "baseline", "IMB")
     assert others[0].SliceThickness == 2.5
     assert len(others) == 2 * len(images) - 1  # the same length in half the thickness
     assert others[0].SeriesInstanceUID != images[0].SeriesInstanceUID
     assert others[0].ConvolutionKernel != images[0].ConvolutionKernel
-    noise = [np.diff(volume[:, 26:38, 26:38], axis=2).std() for volume in (thin[-8:], hu[12:18])]
-    assert noise[0] > 1.5 * noise[1]
 
 
 def test_files_are_ct_images_with_an_invented_identity(made):
     patients, folder = made
     models, seen = set(), set()
-    for patient in patients:
+    for patient in with_followup(patients):
         home = folder / patient["row"]["patient"]
         for timepoint in ("baseline", "followup"):
             hu, images = read_scan(home / timepoint)
             first = images[0]
-            assert first.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
             assert first.SOPClassUID == pydicom.uid.CTImageStorage
             assert (first.SliceThickness, first.WindowCenter, first.WindowWidth) == (5, 35, 90)
             assert str(first.PatientName) == f"Phantom^{patient['row']['patient']}"
@@ -353,18 +267,20 @@ def test_files_are_ct_images_with_an_invented_identity(made):
 
 def test_the_second_reading_differs_a_little(made):
     patients, folder = made
+    dices = []
     for patient in patients:
         home = folder / patient["row"]["patient"]
         first = read_volume(home / "baseline_mask.nii.gz")[0]
         second = read_volume(home / "baseline_mask_rater2.nii.gz")[0]
-        dice = 2 * (first & second).sum() / (first.sum() + second.sum())
-        assert 0.85 < dice < 1
+        dices.append(2 * (first & second).sum() / (first.sum() + second.sum()))
+    assert min(dices) > 0.85
+    assert 0.92 < np.mean(dices) < 0.98
 
 
-def test_the_same_patient_gives_the_same_bytes(made, tmp_path):
+def test_the_same_patient_gives_the_same_bytes_whoever_comes_before(made, tmp_path):
     patients, folder = made
     patient = of_trap(patients, "scout")
-    make_patient(patient, tmp_path, SMALL["matrix"], 5)
+    make_patient(patient, tmp_path, MATRIX, SEED)
     home = folder / patient["row"]["patient"]
     files = sorted(path.relative_to(home) for path in home.rglob("*") if path.is_file())
     assert len(files) > 60
@@ -372,110 +288,57 @@ def test_the_same_patient_gives_the_same_bytes(made, tmp_path):
         assert (tmp_path / patient["row"]["patient"] / name).read_bytes() == (home / name).read_bytes(), name
 
 
-def test_a_head_without_room_is_refused():
-    patient = eligible(draw_patients(SMALL, 5))[0]
-    head = phantom._draw_head(patient, 5)
-    scan = phantom._draw_scan(patient, head, "baseline", 32, 5)
-    with pytest.raises(InputError, match="no room"):
-        phantom._grow(scan, head, phantom._draw_lesion(patient, head, 5), 900.0)
+def test_the_cohort_table_names_the_files_of_each_patient(made):
+    patients, folder = made
+    write_cohort_table(patients, folder / "cohort.tsv", folder)
+    lines = (folder / "cohort.tsv").read_text().splitlines()
+    header = lines[0].split("\t")
+    for line in lines[1:]:
+        row = dict(zip(header, line.split("\t"), strict=True))
+        for name in ("baseline_ct", "followup_ct", "baseline_mask", "followup_mask", "baseline_mask_rater2"):
+            assert not row[name] or Path(row[name]).exists()
+        assert row["baseline_ct"] and row["baseline_mask"]
 
 
-# ---------------------------------------------------------------------------------------------------------- implant
+# ------------------------------------------------------------------------------------------------------ planted signs
 
 
-@pytest.fixture(scope="module")
-def implanted(shared, tmp_path_factory):
-    """The real series, and two haematomas of one seed implanted into it, with the volumes `implant` returned."""
-    folder = tmp_path_factory.mktemp("implant")
-    with tarfile.open(shared / "data/head_ge_tilt_uneven.tar.xz") as archive:
-        archive.extractall(folder / "real", filter="data")
-    volumes = [implant(folder / "real", folder / name, ml, 7) for name, ml in (("before", 12.0), ("after", 21.0))]
-    return folder, volumes
+def sign_contrast(one, bit, signs):
+    """Largest difference, over the slices, between the blood free of signs and the voxels of one sign, HU; and these.
+
+    Outermost voxels do not count, which are partly brain or partly another region.
+    """
+    hu, best = one["hu"].astype(float), (-np.inf, np.nan)
+    regional = signs & ~np.uint8(SIGN_BITS["irregular_shape"])
+    for number in range(len(hu)):
+        here = (signs[number] & bit) > 0
+        here = ndimage.binary_erosion(here) if here.sum() > 30 else here
+        blood = ndimage.binary_erosion(one["mask"][number] > 0, iterations=2) & (regional[number] == 0)
+        if here.sum() >= 5 and blood.sum() >= 8:
+            value = np.median(hu[number][here])
+            best = max(best, (np.median(hu[number][blood]) - value, value))
+    return best
 
 
-def real_scan(folder):
-    images = [pydicom.dcmread(path) for path in folder.rglob("*") if path.is_file()]
-    images = [image for image in images if "PixelData" in image]
-    normal = np.cross(*np.reshape(np.array(images[0].ImageOrientationPatient, float), (2, 3)))
-    images.sort(key=lambda image: normal @ np.array(image.ImagePositionPatient, float))
-    return np.stack([image.pixel_array for image in images]), images, normal
+def check_planted_signs(patients, matrix, seed):
+    """Measure every sign that the table names in the finished scan, noise, blur and beam hardening included."""
+    found = {sign: [] for sign in SIGN_BITS}
+    for patient in patients:
+        one = render_scan(patient, "baseline", matrix, seed)
+        signs = sign_voxels(one["scan"], one["mask"], one["lesion"], one["threshold_mm"])
+        for sign, bit in SIGN_BITS.items():
+            assert bool((signs & bit).any()) == bool(patient["row"][sign]), (patient["row"]["patient"], sign)
+            if patient["row"][sign]:
+                found[sign].append((*sign_contrast(one, bit, signs), patient["row"]["patient"]))
+    limits = {"black_hole": 28.0, "blend": 18.0, "hypodensity": 8.0, "swirl": 18.0}  # the first two: suppl. Table 2
+    for sign, least in limits.items():
+        missed = [one for one in found[sign] if one[0] < least]
+        assert len(missed) <= 0.05 * len(found[sign]), (sign, missed)
+    assert np.median([value for _, value, _ in found["swirl"]]) < 38  # iso- or hypodense to brain
+    return found
 
 
-def test_implanted_volumes_are_true(implanted):
-    folder, volumes = implanted
-    _, images, normal = real_scan(folder / "before/dicom")
-    positions = np.array([normal @ np.array(image.ImagePositionPatient, float) for image in images])
-    for name, volume_ml, wanted in zip(("before", "after"), volumes, (12.0, 21.0), strict=True):
-        mask, _ = read_volume(folder / name / "mask.nii.gz")
-        # By hand: each slice reaches half-way to its neighbours, the end slices as far out as in.
-        edges = np.concatenate([[np.nan], (positions[1:] + positions[:-1]) / 2, [np.nan]])
-        edges[0], edges[-1] = 2 * positions[0] - edges[1], 2 * positions[-1] - edges[-2]
-        by_hand = (mask.sum((1, 2)) * np.diff(edges)).sum() * 0.4882812**2 / 1000
-        assert volume_ml == pytest.approx(by_hand, rel=1e-6)
-        assert volume_ml == pytest.approx(wanted, abs=0.01)
-
-
-def test_implanted_blood_lies_in_brain_and_nowhere_else(implanted):
-    folder, _ = implanted
-    before, _, _ = real_scan(folder / "real")
-    masks = []
-    for name in ("before", "after"):
-        hu, _, _ = real_scan(folder / name / "dicom")
-        mask = read_volume(folder / name / "mask.nii.gz")[0] > 0
-        assert 50 < hu[mask].mean() < 75
-        assert before[mask].max() < 120  # no bone under it
-        assert 20 < before[mask].mean() < 40
-        reach = ndimage.maximum_filter(mask, (5, 45, 45))  # two slices, 11 mm
-        np.testing.assert_array_equal(hu[~reach], before[~reach])
-        assert hu.min() == -1500
-        masks.append(mask)
-    assert (masks[1] >= masks[0]).all()
-
-
-def test_a_centre_in_patient_coordinates_is_kept(implanted, tmp_path):
-    folder, _ = implanted
-    mask, _ = read_volume(folder / "before/mask.nii.gz")
-    _, images, _ = real_scan(folder / "real")
-
-    def centroid(mask):
-        z, y, x = np.nonzero(mask)
-        points = []
-        for image, voxels in ((images[k], z == k) for k in np.unique(z)):
-            row, col = np.reshape(np.array(image.ImageOrientationPatient, float), (2, 3)) * float(image.PixelSpacing[0])
-            points.append(np.array(image.ImagePositionPatient, float) + x[voxels, None] * row + y[voxels, None] * col)
-        return np.concatenate(points).mean(0) * (-1, -1, 1)
-
-    other_side = centroid(mask) * (-1, 1, 1)
-    implant(folder / "real", tmp_path, 6.0, 8, centre_ras_mm=other_side)
-    np.testing.assert_allclose(centroid(read_volume(tmp_path / "mask.nii.gz")[0]), other_side, atol=5)
-    with pytest.raises(InputError, match="room for 0"):
-        implant(folder / "real", tmp_path, 6.0, 8, centre_ras_mm=(0, 400, 0))
-
-
-def test_an_implanted_series_has_new_uids_and_no_identity(implanted):
-    folder, _ = implanted
-    _, real, _ = real_scan(folder / "real")
-    old = {str(real[0].StudyInstanceUID), str(real[0].SeriesInstanceUID), *(str(i.SOPInstanceUID) for i in real)}
-    uids = []
-    for name in ("before", "after"):
-        _, images, _ = real_scan(folder / name / "dicom")
-        uids.append({str(image.SOPInstanceUID) for image in images})
-        for image in images:
-            assert not any(element.tag.is_private for element in image)
-            assert str(image.PatientID) != str(real[0].PatientID)
-            assert image.SeriesInstanceUID == images[0].SeriesInstanceUID
-    assert not old & uids[0]
-    assert not uids[0] & uids[1]
-    assert len(uids[0]) == 28
-
-
-def test_a_mask_holds_no_piece_that_no_reader_would_outline():
-    """The demo's third patient: where the outline breaks up, the haematoma on the slices ended in a speck."""
-    patient = phantom.draw_patients({"train": 30, "test": 30, "excluded_each": 1, "matrix": 192}, 2021)[2]
-    head = phantom._draw_head(patient, 2021)
-    scan = phantom._draw_scan(patient, head, "baseline", 192, 2021)
-    lesion = phantom._draw_lesion(patient, head, 2021) | {"radius": phantom._radius(patient["truth"]["volume_ml"])}
-    mask, _ = phantom._grow(scan, head, lesion, patient["truth"]["volume_ml"])
-    pieces, count = ndimage.label(mask, np.ones((3, 3, 3)))
-    assert count >= 1
-    assert np.bincount(pieces.ravel())[1:].min() * scan["voxel_mm3"] >= 20
+@pytest.mark.slow
+def test_planted_signs_measure_as_they_were_planted():
+    patients = eligible(draw_patients({"train": 30, "test": 30, "excluded_each": 0, "matrix": 192}, 77))
+    check_planted_signs(patients, 192, 77)

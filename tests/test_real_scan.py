@@ -12,7 +12,7 @@ from haemex.augment import augment_patient
 from haemex.cohort import is_expansion
 from haemex.convert import convert_scan
 from haemex.nifti import read_volume
-from haemex.phantom import implant
+from haemex.phantom_background import implant
 from haemex.prediction import predict_patients, write_bundle
 from haemex.provenance import ROOT
 from haemex.resample import resample_scan

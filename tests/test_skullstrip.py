@@ -12,6 +12,8 @@ from haemex import phantom
 from haemex.errors import InputError
 from haemex.geometry import slice_spacing_mm
 from haemex.nifti import read_volume, write_volume
+from haemex.phantom_background import implant
+from haemex.phantom_cohort import DEEP, draw_patients
 from haemex.skullstrip import (
     brain_warnings,
     dilate,
@@ -357,35 +359,26 @@ def phantom_scan(patient, seed, matrix):
 
     The truth is what the phantom paints as brain cavity, averaged over the sub-slices of each slice: brain, ventricles
     and subarachnoid fluid up to the inner table, half of a voxel or more. It goes down into the foramen magnum and the
-    canal below it without a border; the scans end there, so less than a slice of canal is part of it.
+    canal below it without a border: what is below the largest slice and smaller than 15 cm2 counts as canal, and is
+    left out of scan and truth.
     """
-    name = patient["row"]["patient"]
-    anatomy = phantom._draw_head(patient, seed)
-    lesion = phantom._draw_lesion(patient, anatomy, seed)
-    scan = phantom._draw_scan(patient, anatomy, "baseline", matrix, seed)
-    haematoma, threshold = phantom._grow(scan, anatomy, lesion, patient["truth"]["volume_ml"])
-    fractions, compose = [], phantom._compose
-
-    def compose_and_keep(level, plane, rows, columns, *rest):
-        composed = compose(level, plane, rows, columns, *rest)
-        fraction = np.zeros((matrix, matrix), np.float32)
-        fraction[np.ix_(rows, columns)] = composed["brain"].mean(0)
-        fractions.append(fraction)
-        return composed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phantom, "_compose", compose_and_keep)
-        hu = phantom._render(scan, anatomy, lesion, threshold, 3.0, (seed, name, "baseline", "noise"))
+    one = phantom.render_scan(patient, "baseline", matrix, seed)
+    scan = one["scan"]
+    area_cm2 = (one["cavity"] >= 0.5).sum((1, 2)) * scan["pixel_mm"] ** 2 / 100
+    canal = np.arange(len(area_cm2)) < area_cm2.argmax()
+    first = int((canal & (area_cm2 < 15)).sum())
+    one |= {name: one[name][first:] for name in ("hu", "mask", "cavity")}
+    scan |= {"origins": scan["origins"][first:]}
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = scan["row_direction"] * scan["pixel_mm"], scan["column_direction"] * scan["pixel_mm"]
     affine[:3, 2], affine[:3, 3] = scan["origins"][1] - scan["origins"][0], scan["origins"][0]
-    return hu, np.diag([-1, -1, 1, 1]) @ affine, haematoma > 0, np.stack(fractions)
+    return one["hu"], np.diag([-1, -1, 1, 1]) @ affine, one["mask"] > 0, one["cavity"]
 
 
-def patients_to_strip(seed, train, test):
+def patients_to_strip(seed, train, test, matrix):
     """Synthetic patients, the lobar and the tilted ones first."""
-    patients = phantom.draw_patients({"train": train, "test": test, "excluded_each": 0}, seed)
-    return sorted(patients, key=lambda one: one["truth"]["site"] in phantom.DEEP and one["truth"]["trap"] != "tilt")
+    patients = draw_patients({"train": train, "test": test, "excluded_each": 0, "matrix": matrix}, seed)
+    return sorted(patients, key=lambda one: one["truth"]["site"] in DEEP and one["truth"]["trap"] != "tilt")
 
 
 def check_phantoms(patients, seed, matrix):
@@ -398,16 +391,16 @@ def check_phantoms(patients, seed, matrix):
 
 
 def test_synthetic_patients():
-    check_phantoms(patients_to_strip(41, 10, 5)[:7], 41, 192)
+    check_phantoms(patients_to_strip(41, 10, 5, 192)[:7], 41, 192)
 
 
 @pytest.mark.slow
 def test_sixty_synthetic_patients():
-    check_phantoms(patients_to_strip(42, 40, 20), 42, 256)
+    check_phantoms(patients_to_strip(42, 40, 20, 256), 42, 256)
 
 
 def test_rotated_and_noisy_head():
-    (patient, *_) = patients_to_strip(43, 4, 2)
+    (patient, *_) = patients_to_strip(43, 4, 2, 192)
     hu, affine, haematoma, fraction = phantom_scan(patient, 43, 192)
     hu, fraction, haematoma = (
         ndimage.rotate(volume.astype(np.float32), 20, (1, 2), reshape=False, order=1, cval=outside)
@@ -499,7 +492,7 @@ def test_implanted_haematoma_is_kept(real_head, tmp_path, centre):
     hu, affine = read_series(real_head)
     middle = affine @ [*(np.array(np.nonzero(find_brain(hu, affine, 4.0)[0])).mean(1)[::-1]), 1]
     place = middle[:3] + np.array(centre) - [0, 0, 60]
-    phantom.implant(real_head, tmp_path, 20.0, seed=7, centre_ras_mm=place)
+    implant(real_head, tmp_path, 20.0, seed=7, centre_ras_mm=place)
     hu, affine = read_series(tmp_path / "dicom")
     haematoma, _ = read_volume(tmp_path / "mask.nii.gz")
     brain, _ = find_brain(hu, affine, 4.0)

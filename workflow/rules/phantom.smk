@@ -1,5 +1,6 @@
 # Synthetic patients in place of a real cohort; included only where the config has a section `phantom`.
-# In: nothing but the config.  Out: DICOM folders and masks, at the paths the synthetic cohort table names.
+# In: nothing but the config.  Out: DICOM folders and masks, at the paths the synthetic cohort table names, and the truth,
+# which no stage of the study reads.
 
 
 rule phantom:
@@ -10,6 +11,7 @@ rule phantom:
         baseline_mask="<results>/phantom/{patient}/baseline_mask.nii.gz",
         followup_mask="<results>/phantom/{patient}/followup_mask.nii.gz",
         baseline_mask_rater2="<results>/phantom/{patient}/baseline_mask_rater2.nii.gz",
+        truth=directory("<results>/phantom/{patient}/truth"),
     log:
         "<results>/phantom/{patient}.log",
     benchmark:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from haemex.logs import log_to
-from haemex.phantom import reachable_auc
+from haemex.phantom_cohort import reachable_auc
 from haemex.provenance import ROOT
 from haemex.report import write_report
 from haemex.settings import CONFIG_SCHEMA
