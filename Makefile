@@ -41,11 +41,12 @@ demo: .venv/ready compile
 compile: .venv/ready
 	@$(BIN)/python -m compileall -q haemex
 
+# A file's tests share what they make, so they stay on one core; the whole runs are one file, the longest.
 test: .venv/ready compile
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n $(CORES) --dist loadfile
 
 test-all: .venv/ready compile
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(CORES) --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff check .
