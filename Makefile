@@ -41,12 +41,12 @@ demo: .venv/ready compile
 compile: .venv/ready
 	@$(BIN)/python -m compileall -q haemex
 
-# A file's tests share what they make, so they stay on one core; the whole runs are one file, the longest.
+# A file's tests share what they make, so they stay on one core; tests/conftest.py puts the longest file first.
 test: .venv/ready compile
-	$(BIN)/python -m pytest -q -m "not slow" -n $(CORES) --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow" -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 test-all: .venv/ready compile
-	$(BIN)/python -m pytest -q -n $(CORES) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready
 	$(BIN)/ruff check .
