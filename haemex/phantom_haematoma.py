@@ -25,6 +25,7 @@ import math
 import numpy as np
 
 from haemex.errors import InputError
+from haemex.phantom_cohort import IMPLIED
 from haemex.phantom_fields import field_at, field_on, generator, rotation, soft, waves
 from haemex.phantom_planes import interpolation, plane, points, slices, window_around
 
@@ -39,7 +40,6 @@ SIGN_BITS = {
     "irregular_shape": 32,
     "heterogeneous_density": 64,
 }
-IMPLIED = {"black_hole": ("hypodensity", "swirl"), "heterogeneous_density": ("hypodensity",)}
 
 # Where haematomas sit: left side of the average brain (MNI, head frame), mm, and how far their centres scatter; the
 # elongation of their axes (x, y, z), and the turn of these about z in degrees (the putamen's back end lies laterally).
