@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from haemex import disk_space
-from haemex.check_scans import ADMISSION_DAYS, INTERVAL_SLACK_H, TIMEPOINTS, check_patient
+from haemex.check_scans import ADMISSION_DAYS, INTERVAL_SLACK_H, TIMEPOINTS, check_patient, whole_digest
 from haemex.check_table import (
     COLUMNS,
     check_cohort_sizes,
@@ -150,7 +150,8 @@ def check_study(
     looked_at = _look_at_patients(entering, slice_thickness_mm, threads)
     for one in looked_at:
         found += one["found"]
-    found += _same_scans(looked_at) + _same_persons(looked_at)
+    found += _same_scans(looked_at, {row["patient"]: row for row in entering}, slice_thickness_mm)
+    found += _same_persons(looked_at)
     judged = Counter(kind for one in looked_at for kind in one["judged"])
     found = _once_for_the_cohort(found, judged, len(rows))
 
@@ -237,29 +238,38 @@ def _look_at_patients(rows, slice_thickness_mm, threads):
 # --- the cohort as a whole -----------------------------------------------------------------------------------------
 
 
-def _same_scans(looked_at):
-    """Find one scan under two patients or time points, by the pixels of its middle slice."""
-    found, owners = [], {}
+def _same_scans(looked_at, rows, slice_thickness_mm):
+    """Find one scan under two patients or time points, by the pixels of the middle slice and then of all."""
+    found, alike = [], defaultdict(list)
     for one in looked_at:
         for timepoint in TIMEPOINTS:
             scan = one["scans"].get(timepoint)
-            if not scan or not scan["digest"]:
+            if scan and scan["digest"]:
+                alike[scan["digest"]].append((one["patient"], timepoint, scan["path"]))
+    for scans in alike.values():
+        # The same folder named twice is said already.
+        if len({Path(path).resolve() for _, _, path in scans}) == 1:
+            continue
+        owners = {}
+        for patient, timepoint, path in scans:
+            # Synthetic haematomas in one real head share the slices that they do not reach.
+            try:
+                whole = whole_digest(rows[patient], timepoint, slice_thickness_mm)
+            except InputError as error:  # only its middle slice was read before
+                found.append(finding(patient, error.problem, error.action, error.file or path))
                 continue
-            if scan["digest"] not in owners:
-                owners[scan["digest"]] = one["patient"], timepoint, scan["path"]
+            other, other_timepoint, other_path = owners.setdefault(whole, (patient, timepoint, path))
+            if Path(other_path).resolve() == Path(path).resolve():
                 continue
-            other, other_timepoint, path = owners[scan["digest"]]
-            if Path(path).resolve() == Path(scan["path"]).resolve():
-                continue  # the same folder named twice is said already
-            if other == one["patient"]:
+            if other == patient:
                 problem = "baseline and follow-up CT show the same pixels: one scan is given twice"
             else:
                 problem = (
                     f"the {_NAMES[timepoint]} CT shows the same pixels as the {_NAMES[other_timepoint]} CT of patient "
-                    f"{other} ({path}): one scan under two patients"
+                    f"{other} ({other_path}): one scan under two patients"
                 )
             action = "look whose it is; name the other's own folder in the table, or take that patient out"
-            found.append(finding(one["patient"], problem, action, scan["path"]))
+            found.append(finding(patient, problem, action, path))
     return found
 
 

@@ -68,8 +68,8 @@ def check_patient(row, slice_thickness_mm):
     -------
     dict
         `patient`; `found`, a list of `haemex.check_table.finding`; `judged`, the kinds of finding that could have been
-        made; `scans`, by time point: `series` (list of dict: what was found in the folder), `digest` of one slice,
-        `voxels`; `volumes`, mL, by mask column; `person`, a digest of the PatientID ("" without one).
+        made; `scans`, by time point: `series` (list of dict: what was found in the folder), `digest` of the middle
+        slice, `voxels`; `volumes`, mL, by mask column; `person`, a digest of the PatientID ("" without one).
     """
     patient, found, judged, scans = row["patient"], [], set(), {}
     for timepoint in TIMEPOINTS:
@@ -132,7 +132,7 @@ def _look_at_scan(row, timepoint, slice_thickness_mm, found):
                 )
         scan["voxels"] = int(np.prod(scan["geometry"]["shape_xyz"]))
         found += [warning(patient, one["problem"], one["action"], path) for one in odd]
-        scan["digest"] = _slice_digest(scan)
+        scan["digest"] = _digest(scan, only_middle=True)
     except InputError as error:
         found.append(finding(patient, error.problem, error.action, error.file or path))
     return scan
@@ -161,14 +161,42 @@ def _described(series, taken, reason):
     }
 
 
-def _slice_digest(scan):
-    """Digest the HU of the middle slice, laid out so that the order of files, rows and columns does not matter."""
+def whole_digest(row, timepoint, slice_thickness_mm):
+    """Digest every slice of a scan: for scans whose middle slices are the same.
+
+    Parameters
+    ----------
+    row : dict
+        The patient's row of the cohort table; the scan was read before.
+    timepoint : {"baseline", "followup"}
+    slice_thickness_mm : float
+        As for `haemex.series.choose_series`, mm.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
+    path = row[f"{timepoint}_ct"]
+    if is_nifti(path):
+        hu, description = read_nifti_scan(path)
+        return _digest({"geometry": description["geometry"], "slice": lambda index: hu[index]})
+    taken, _ = choose_series(list_series(path), slice_thickness_mm, path, row[f"{timepoint}_series"])
+    slices, geometry = plan_series(taken)
+    return _digest({"geometry": geometry, "slice": lambda index: read_hu(slices[index][0])})
+
+
+def _digest(scan, only_middle=False):
+    """Digest the HU of slices from the lowest up, laid out so that no order of files, rows and columns matters."""
     across, down, step = np.array(scan["geometry"]["affine"])[:3, :3].T
     count = scan["geometry"]["acquired_slices"]
-    middle = count // 2 if step[2] > 0 else count - 1 - count // 2
-    hu = np.maximum(scan["slice"](middle), AIR_HU).astype("<i2")
-    hu = hu[:: 1 if down[np.abs(down).argmax()] < 0 else -1, :: 1 if across[np.abs(across).argmax()] < 0 else -1]
-    return hashlib.sha256(np.ascontiguousarray(hu).tobytes()).hexdigest()
+    upwards = range(count) if step[2] > 0 else range(count - 1, -1, -1)
+    rows, columns = (1 if along[np.abs(along).argmax()] < 0 else -1 for along in (down, across))
+    digest = hashlib.sha256()
+    for index in [upwards[count // 2]] if only_middle else upwards:
+        hu = np.maximum(scan["slice"](index), AIR_HU).astype("<i2")
+        digest.update(np.ascontiguousarray(hu[::rows, ::columns]).tobytes())
+    return digest.hexdigest()
 
 
 def _start(headers):

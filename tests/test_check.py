@@ -326,6 +326,26 @@ def test_a_copied_scan_is_found_by_its_pixels(cohort):
     assert ("P3", "error", said + "patients") in problems
 
 
+def test_scans_that_share_some_slices_only_are_not_the_same(cohort):
+    # As where synthetic haematomas are put into one real head: slices that none of them reaches are the same in all.
+    mask, _ = read_volume(cohort.rows["P1"]["baseline_mask"])
+    shared = head(8, mask)
+    other = shared.copy()
+    other[0, 0, 0] += 1
+    cohort.rows["P1"]["baseline_ct"] = str(cohort.scan("P1", "again", shared))
+    cohort.rows["P3"] |= {"baseline_ct": str(cohort.scan("P3", "again", other)), "baseline_mask": ""}
+    assert not any("same pixels" in one[2] for one in cohort.found())
+
+
+def test_a_copy_damaged_beyond_its_middle_slice_is_named(cohort):
+    copied = cohort.folder / "P3/copy"
+    shutil.copytree(cohort.rows["P1"]["baseline_ct"], copied)
+    last = max(copied.iterdir(), key=lambda path: pydicom.dcmread(path).ImagePositionPatient[2])
+    last.write_bytes(last.read_bytes()[:-100])
+    cohort.rows["P3"] |= {"baseline_ct": str(copied), "baseline_mask": ""}
+    assert any(one[:2] == ("P3", "error") and "cut off within its pixels" in one[2] for one in cohort.found())
+
+
 def test_a_dicom_scan_and_its_nifti_copy_are_the_same(cohort):
     mask, _ = read_volume(cohort.rows["P1"]["baseline_mask"])
     hu = head(8, mask)
