@@ -21,13 +21,13 @@ pathvars:
 
 wildcard_constraints:
     patient="[A-Za-z0-9]+",
-    timepoint="baseline|followup",
-    candidate="[A-Za-z0-9_.-]+",
-    fold=r"\d+",
 
 
-NAMES = "check convert measure skullstrip resample inspect qc cohort augment train select final predict evaluate report"
-for stage in ["phantom"] * ("phantom" in config) + NAMES.split():
+onstart:
+    study.hold()
+
+
+for stage in study.stages:
 
     include: f"workflow/rules/{stage}.smk"
 
@@ -36,4 +36,4 @@ rule all:
     default_target: True
     input:
         "<results>/check/verdict.json",
-        [] if study.faults else [rules.qc.output, "<results>/report/report.html"],  # a faulty table is only checked
+        [] if study.faults else [rules.qc.output, study.results],  # a faulty table is only checked

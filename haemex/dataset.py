@@ -9,15 +9,18 @@ import concurrent.futures
 import gzip
 import io
 import json
+import threading
 import zlib
 from pathlib import Path
 
 import numpy as np
+from isal import isal_zlib
 
 from haemex.errors import InputError
 from haemex.nifti import parse_header, read_volume
 
-READERS = 2  # unpacking releases Python's lock, so the next batches are read while this one trains
+READERS = 2  # unpacking releases Python's lock, so the next copies are read while this one trains
+AHEAD = 4  # copies
 
 
 class TrainingCopies:
@@ -30,8 +33,8 @@ class TrainingCopies:
     augment_folder : path-like
         Holds `{patient}_ct.nii.gz`, `{patient}_haematoma.nii.gz` and `{patient}.json` of the stage `augment`.
     memory_gb : float
-        If all copies fit into this much memory, unpacked, each is read once and kept; else it is read whenever it is
-        needed. What is returned is the same.
+        Copies are kept in memory, unpacked, until this is full; the others are read whenever they are needed. What is
+        returned is the same.
 
     Attributes
     ----------
@@ -41,8 +44,8 @@ class TrainingCopies:
         (z, y, x), the same for all.
     slope : float
         Stored CT number times this is the normalised intensity, the same for all.
-    in_memory : bool
-        Whether copies are kept.
+    kept_bytes : int
+        What is kept, at most `memory_gb`.
 
     Raises
     ------
@@ -76,9 +79,8 @@ class TrainingCopies:
                 )
             self._files[patient] = files
             self.index += [(patient, copy) for copy in range(len(offsets["ct"]))]
-        unpacked_bytes = len(self.index) * 3 * int(np.prod(self.grid or (0,)))
-        self.in_memory = unpacked_bytes <= memory_gb * 1e9
-        self._kept = {}
+        self.kept_bytes, self._room_bytes = 0, memory_gb * 1e9
+        self._kept, self._keeping = {}, threading.Lock()
 
     def __len__(self):
         return len(self.index)
@@ -112,50 +114,43 @@ class TrainingCopies:
             try:
                 with open(path, "rb") as file:
                     file.seek(offsets[copy])
-                    content = zlib.decompress(file.read(offsets[copy + 1] - offsets[copy]), wbits=31, bufsize=expected)
-            except (OSError, zlib.error) as error:
+                    content = isal_zlib.decompress(file.read(offsets[copy + 1] - offsets[copy]), 31, expected)
+            except (OSError, isal_zlib.error) as error:
                 raise _damaged(path, f"copy {copy} cannot be read ({error})") from None
             if len(content) != expected:
                 raise _damaged(path, f"copy {copy} has {len(content)} bytes where {expected} are needed")
-            volumes.append(np.frombuffer(content, dtype).reshape(self.grid))
-        if self.in_memory:
-            self._kept[position] = tuple(volumes)
+            volumes.append(np.frombuffer(bytearray(content), dtype).reshape(self.grid))  # torch wants it writable
+        size = sum(volume.nbytes for volume in volumes)
+        with self._keeping:
+            if position not in self._kept and self.kept_bytes + size <= self._room_bytes:
+                self.kept_bytes += size
+                self._kept[position] = tuple(volumes)
         return tuple(volumes)
 
-    def batches(self, order, batch_size):
-        """Go through copies in a given order, the next batches being read meanwhile.
+    def read_ahead(self, order):
+        """Read copies in a given order, the next ones being read meanwhile.
 
         Parameters
         ----------
         order : sequence of int
             Places in `index`.
-        batch_size : int
-            The last batch is smaller if the copies do not divide evenly: every copy is used in every epoch.
 
         Yields
         ------
-        patients : list of str
-            Whose copies these are.
-        ct : numpy.ndarray, (batch, z, y, x), int16
-        haematoma : numpy.ndarray, (batch, z, y, x), uint8
+        ct : numpy.ndarray, (z, y, x), int16
+        haematoma : numpy.ndarray, (z, y, x), uint8
         """
-        order = [int(position) for position in order]
-        ahead = READERS + batch_size
         with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
             waiting = collections.deque()
-            submitted = 0
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                while submitted < min(start + len(batch) + ahead, len(order)):
-                    waiting.append(readers.submit(self.read, order[submitted]))
-                    submitted += 1
-                try:
-                    volumes = [waiting.popleft().result() for _ in batch]
-                except BaseException:
-                    readers.shutdown(cancel_futures=True)
-                    raise
-                ct, haematoma = (np.stack(arrays) for arrays in zip(*volumes, strict=True))
-                yield [self.index[position][0] for position in batch], ct, haematoma
+            try:
+                for position in order:
+                    waiting.append(readers.submit(self.read, position))
+                    if len(waiting) > AHEAD:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:  # a reader that failed, or a training that stops
+                readers.shutdown(cancel_futures=True)
 
 
 def epoch_order(copies, seed, purpose, epoch):

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from haemex.baselines import apply_logistic, fit_baselines
+from haemex.calibration import calibrate, calibrated_logit, calibration_in_words, read_calibration
+from haemex.calibration_fit import fit_calibration
 from haemex.cohort import refuse_doubled_scans
 from haemex.errors import InputError
 from haemex.files import read_json, write_json
@@ -190,7 +192,8 @@ def evaluate_study(
             scores, model["calibration"], sum(row["expansion"] for row in training) / len(training)
         ),
         "baselines": baselines,
-        "selection": {name: selected[name] for name in ("candidate", "criterion", "alarms")},
+        "ensemble": ensemble_summary([predictions[row["patient"]] for row in test], model["ensemble"]),
+        "selection": {name: selected[name] for name in ("candidate", "criterion", "remarks", "alarms")},
         "leaks": {"checks": len(leaks), "verdict": "passed"},
         "missing_in_test": {marker: sum(row[marker] is None for row in scores) for marker in (*MARKERS, "bat_score")},
     }
@@ -371,18 +374,21 @@ def check_operating_point(rows, out_of_fold, predictions, selected, model, opera
                 f"{threshold:.6g}",
                 again,
             )
-    intercept, slope = calibration_fit(labels, [row["logit"] for row in out_of_fold])
-    for where, found in (("selected.json", selected["calibration"]), ("model.json", model["calibration"])):
-        pairs = ((found["intercept"], intercept), (found["slope"], slope))
-        if not all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in pairs):
+    stored = {
+        "selected.json": read_calibration(selected["calibration"], "selected.json"),
+        "model.json": read_calibration(model["calibration"], "model.json"),
+    }
+    calibration = fit_calibration(stored["selected.json"]["method"], labels, [row["logit"] for row in out_of_fold])
+    for where, found in stored.items():
+        if not _same_calibration(found, calibration):
             raise InputError(
-                f"the calibration in {where} is {found['intercept']:.6g} and {found['slope']:.6g}, but the out-of-fold "
-                f"predictions of the training cohort give {intercept:.6g} and {slope:.6g}",
+                f"the calibration in {where} ({_told(found)}) is not the one that the out-of-fold predictions of the "
+                f"training cohort give ({_told(calibration)})",
                 again,
             )
     for row in rows:
         one = predictions[row["patient"]]
-        calibrated = apply_logistic({"intercept": intercept, "coefficient": slope}, one["logit"])
+        calibrated = calibrate(calibration, one["logit"])
         if one["positive"] != int(one["probability"] >= model["operating_point"]["threshold"]):
             raise InputError(f"the decision on patient {row['patient']} does not follow from the threshold", again)
         if not math.isclose(one["calibrated_probability"], calibrated, rel_tol=1e-6, abs_tol=1e-9):
@@ -396,13 +402,29 @@ def check_operating_point(rows, out_of_fold, predictions, selected, model, opera
         ),
         _passed(
             "The calibration is the one the out-of-fold predictions give",
-            f"intercept {intercept:.6g}, slope {slope:.6g}, recomputed from {len(labels)} training patients",
+            f"{_told(calibration)}, recomputed from {len(labels)} training patients",
         ),
         _passed(
             "Every decision and every calibrated probability follows from them",
             f"{len(rows)} patients",
         ),
     ]
+
+
+def _same_calibration(found, expected):
+    """Whether two calibrations agree to rounding."""
+    return found["method"] == expected["method"] and all(
+        np.shape(found[name]) == np.shape(value) and np.allclose(found[name], value, rtol=1e-6, atol=1e-6)
+        for name, value in expected.items()
+        if name != "method"
+    )
+
+
+def _told(calibration):
+    """Give a calibration's numbers in full."""
+    if calibration["method"] == "platt":
+        return f"intercept {calibration['intercept']:.6g}, slope {calibration['slope']:.6g}"
+    return calibration_in_words(calibration)
 
 
 # --- Table 2 -----------------------------------------------------------------------------------------------------
@@ -630,7 +652,7 @@ def calibration_summary(scores, calibration, training_share):
     scores : list of dict
         `score_patients`.
     calibration : dict
-        `intercept` and `slope` of the model bundle.
+        Of the model bundle.
     training_share : float
         Share of the training cohort with expansion: the forecast of somebody who looks at no patient.
 
@@ -643,13 +665,38 @@ def calibration_summary(scores, calibration, training_share):
     labels = [row["expansion"] for row in scores]
     summary = {"brier_of_share": brier(labels, [training_share] * len(labels)), "observed": sum(labels)}
     summary["expected"] = float(sum(row["calibrated_probability"] for row in scores))
-    logits = np.array([row["logit"] for row in scores], float)
-    calibrated = calibration["intercept"] + calibration["slope"] * logits
+    logits = [row["logit"] for row in scores]
+    calibrated = [calibrated_logit(calibration, logit) for logit in logits]
     for name, column, claimed in (("raw", "probability", logits), ("calibrated", "calibrated_probability", calibrated)):
         intercept, slope = calibration_fit(labels, claimed)
         score = brier(labels, [row[column] for row in scores])
         summary[name] = {"intercept": intercept, "slope": slope, "brier": score}
     return summary
+
+
+def ensemble_summary(predictions, ensemble):
+    """Say how far the fold models agree on the patients of the test cohort, whom none of them has seen.
+
+    Parameters
+    ----------
+    predictions : list of dict
+        Rows of `predict/predictions.tsv`, of test patients.
+    ensemble : list of dict
+        The fold models the bundle lists.
+
+    Returns
+    -------
+    dict
+        `models`, how many predicted (0 with `predict.ensemble: false`); `median_sd` and `largest_sd` of a patient's
+        probability over the models, None where there is none.
+    """
+    spread = [row["ensemble_sd"] for row in predictions if row["ensemble_sd"] is not None]
+    asked = any(row["ensemble_probability"] is not None for row in predictions)
+    return {
+        "models": len(ensemble) if asked else 0,
+        "median_sd": float(np.median(spread)) if spread else None,
+        "largest_sd": max(spread, default=None),
+    }
 
 
 # --- agreement, acquisition --------------------------------------------------------------------------------------

@@ -5,12 +5,25 @@ import os
 from pathlib import Path
 
 
-def write_atomically(path, content):
-    """Write bytes beside `path` and rename, so that no half-written file ever stands there."""
+def write_atomically(path, content, durable=False):
+    """Write bytes beside `path` and rename, so that no half-written file ever stands there.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    content : bytes
+    durable : bool
+        Wait until the bytes are on the disk before the rename, so that not even a loss of power leaves half a file.
+    """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(content)
+        with open(partial, "wb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

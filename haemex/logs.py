@@ -79,4 +79,22 @@ class Progress:
             return
         self.last = now
         left = (now - self.start) / max(done - self.first_step, 1) * (self.total - done)
-        announce(f"{self.what}: {done} of {self.total}{', ' + note if note else ''}, about {left:.0f} s left")
+        announce(f"{self.what}: {done} of {self.total}{', ' + note if note else ''}, about {duration(left)} left")
+
+
+def duration(seconds):
+    """Say how long something takes, in the two units that matter.
+
+    Parameters
+    ----------
+    seconds : float
+
+    Returns
+    -------
+    str
+        E.g. "40 s", "12 min", "3 h 20 min".
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

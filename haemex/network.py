@@ -18,6 +18,8 @@ from haemex.errors import InputError
 
 PAPER_WIDTHS, PAPER_CONVS_PER_LEVEL, PAPER_PARAMETERS = (16, 32, 64, 128), 4, 3_802_578
 
+IN_PLANE_LEVELS = (0, 1, 2)
+
 NORMALISATIONS = {
     "batch": nn.BatchNorm3d,
     # With a scale and a shift of its own, as batch normalisation has, so that the number of parameters is the same.
@@ -41,6 +43,9 @@ class TwoOutputUNet(nn.Module):
     normalisation : {"batch", "instance"}
         Not printed in the paper. Instance normalisation takes every scan's own level out of each channel, right before
         the pooling of the classification head too: what a scan's mean intensity says about expansion is lost with it.
+    in_plane_levels : {0, 1, 2}
+        A 2.5-D network for thick slices, not of the paper: on so many of the finest levels the convolutions stay within
+        a slice (1 x 3 x 3), and the way down from them halves y and x only.
 
     Raises
     ------
@@ -52,7 +57,7 @@ class TwoOutputUNet(nn.Module):
     With the paper's widths and 4 convolutions per level the network has exactly 3,802,578 parameters; this is asserted.
     """
 
-    def __init__(self, widths, convs_per_level, normalisation):
+    def __init__(self, widths, convs_per_level, normalisation, in_plane_levels=0):
         super().__init__()
         widths = tuple(widths)
         if len(widths) != 4 or any(not isinstance(width, int) or width < 1 for width in widths):
@@ -61,51 +66,76 @@ class TwoOutputUNet(nn.Module):
             raise InputError(f"network.convs_per_level is {convs_per_level}", "give a whole number above 0")
         if normalisation not in NORMALISATIONS:
             raise InputError(f"network.normalisation is {normalisation!r}", f"give one of {', '.join(NORMALISATIONS)}")
+        if in_plane_levels not in IN_PLANE_LEVELS:
+            raise InputError(f"network.in_plane_levels is {in_plane_levels!r}", "give 0, 1 or 2")
         one, two, three, bridge = widths
+        self.in_plane_levels = in_plane_levels
+        self.halvings = (2 - in_plane_levels, 2, 2)  # of z, y, x
 
-        def convolutions(channels_in, channels_out, number=convs_per_level):
+        def convolutions(channels_in, channels_out, level=3, number=convs_per_level):
+            depth = 1 if level <= in_plane_levels else 3
             layers = []
             for _ in range(number):
                 layers += [
-                    nn.Conv3d(channels_in, channels_out, 3, padding=1, bias=False),
+                    nn.Conv3d(channels_in, channels_out, (depth, 3, 3), padding=(depth // 2, 1, 1), bias=False),
                     NORMALISATIONS[normalisation](channels_out),
                     nn.ReLU(inplace=True),
                 ]
                 channels_in = channels_out
             return layers
 
-        def down(channels_in, channels_out):
+        def down(channels_in, channels_out, level):
+            depth, stride = (1, (1, 2, 2)) if level <= in_plane_levels else (3, 2)
             return Residual(
                 nn.Sequential(
-                    nn.Conv3d(channels_in, channels_out, 3, stride=2, padding=1),
-                    *convolutions(channels_out, channels_out),
+                    nn.Conv3d(channels_in, channels_out, (depth, 3, 3), stride=stride, padding=(depth // 2, 1, 1)),
+                    *convolutions(channels_out, channels_out, level + 1),
                 ),
-                nn.Conv3d(channels_in, channels_out, 1, stride=2),
+                nn.Conv3d(channels_in, channels_out, 1, stride=stride),
             )
 
-        def merge(channels_in, channels_out):
+        def up(channels_in, channels_out, level):
+            size = (1, 2, 2) if level <= in_plane_levels else 2
+            return nn.ConvTranspose3d(channels_in, channels_out, size, stride=size)
+
+        def merge(channels_in, channels_out, level=3):
             return Residual(
-                nn.Sequential(*convolutions(channels_in, channels_out)), nn.Conv3d(channels_in, channels_out, 1)
+                nn.Sequential(*convolutions(channels_in, channels_out, level)), nn.Conv3d(channels_in, channels_out, 1)
             )
 
         # The single input channel is added to each of the first level's channels by broadcast.
-        self.level1 = Residual(nn.Sequential(*convolutions(1, one)), nn.Identity())
-        self.level2 = down(one, two)
-        self.level3 = down(two, three)
+        self.level1 = Residual(nn.Sequential(*convolutions(1, one, level=1)), nn.Identity())
+        self.level2 = down(one, two, level=1)
+        self.level3 = down(two, three, level=2)
         self.bridge = merge(three, bridge)
-        self.up2 = nn.ConvTranspose3d(bridge, three, 2, stride=2)
-        self.decoder2 = merge(three + two, three)
-        self.up1 = nn.ConvTranspose3d(three, two, 2, stride=2)
-        self.decoder1 = merge(two + one, two)
+        self.up2 = up(bridge, three, level=2)
+        self.decoder2 = merge(three + two, three, level=2)
+        self.up1 = up(three, two, level=1)
+        self.decoder1 = merge(two + one, two, level=1)
         self.segmentation = nn.Conv3d(two, 1, 1)
         self.classification = nn.Sequential(*convolutions(bridge, bridge, number=2))
         self.expansion = nn.Linear(bridge, 1)
-        if widths == PAPER_WIDTHS and convs_per_level == PAPER_CONVS_PER_LEVEL:
+        if (widths, convs_per_level, in_plane_levels) == (PAPER_WIDTHS, PAPER_CONVS_PER_LEVEL, 0):
             assert self.parameter_count() == PAPER_PARAMETERS, f"{self.parameter_count()} parameters"
 
     def parameter_count(self):
         """Count the trainable numbers."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def depths(self, slices):
+        """Count the slices of levels 1, 2 and 3.
+
+        Parameters
+        ----------
+        slices : int
+            Of the network's grid.
+
+        Returns
+        -------
+        tuple of int
+        """
+        first = 1 if self.in_plane_levels >= 1 else 2
+        return slices, slices // first, slices // 2 ** self.halvings[0]
 
     def forward(self, scans):
         """Compute both outputs, before their sigmoids: losses on logits stay finite where a sigmoid saturates.
@@ -113,8 +143,8 @@ class TwoOutputUNet(nn.Module):
         Parameters
         ----------
         scans : torch.Tensor, (batch, 1, z, y, x)
-            Normalised CT on the network's grid. Each of z, y, x is a multiple of 4, one of them at least 8 (a bridge of
-            a single voxel has no spread to normalise by).
+            Normalised CT on the network's grid. Each of z, y, x is a multiple of 4 (z of 4 divided by 2 for each
+            in-plane level), one of them at least 8 (a bridge of a single voxel has no spread to normalise by).
 
         Returns
         -------
@@ -128,20 +158,46 @@ class TwoOutputUNet(nn.Module):
         InputError
             The grid does not suit two halvings.
         """
+        self._refuse_grid(scans)
+        one, two, bridge = self._encode(scans)
+        decoded = self.decoder2(torch.cat([self.up2(bridge), two], dim=1))
+        decoded = self.decoder1(torch.cat([self.up1(decoded), one], dim=1))
+        return self.segmentation(decoded), self._classify(bridge)
+
+    def classify(self, scans):
+        """Compute the classification output alone: without the decoder, two thirds of the work fall away.
+
+        Parameters and errors are those of `forward`.
+
+        Returns
+        -------
+        classification : torch.Tensor, (batch,)
+            Logit of "the haematoma expands".
+        """
+        self._refuse_grid(scans)
+        return self._classify(self._encode(scans)[-1])
+
+    def _encode(self, scans):
+        one = self.level1(scans)
+        two = self.level2(one)
+        return one, two, self.bridge(self.level3(two))
+
+    def _classify(self, bridge):
+        features = self.classification(bridge)
+        # In fp32 whatever the convolutions are computed in: logits rounded to bf16 would tie patients.
+        device = features.device.type
+        with contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+            # Global average pooling as a mean: on a GPU the gradient of PyTorch's pooling layer is not reproducible.
+            return self.expansion(features.float().mean((2, 3, 4))).squeeze(1)
+
+    def _refuse_grid(self, scans):
         grid = tuple(scans.shape[2:])
-        if len(grid) != 3 or any(size % 4 for size in grid) or max(grid) < 8:
+        wrong = len(grid) != 3 or any(size % 2**times for size, times in zip(grid, self.halvings, strict=True))
+        if wrong or max(grid) < 8:
             raise InputError(
                 f"the network's grid (z, y, x) is {grid}",
                 "set resample.matrix to multiples of 4, at least one of them 8 or more",
             )
-        one = self.level1(scans)
-        two = self.level2(one)
-        bridge = self.bridge(self.level3(two))
-        decoded = self.decoder2(torch.cat([self.up2(bridge), two], dim=1))
-        decoded = self.decoder1(torch.cat([self.up1(decoded), one], dim=1))
-        # Global average pooling as a mean: on a GPU the gradient of PyTorch's pooling layer is not reproducible.
-        pooled = self.classification(bridge).mean((2, 3, 4))
-        return self.segmentation(decoded), self.expansion(pooled).squeeze(1)
 
 
 class Residual(nn.Module):
@@ -187,22 +243,28 @@ def initial_network(network, seed, purpose):
         return TwoOutputUNet(**network)
 
 
-def place(model, device):
+def place(model, device, channels_last="auto", precision="fp32"):
     """Bring a network to a device, in the memory layout that is fastest there.
 
     Parameters
     ----------
     model : TwoOutputUNet
     device : torch.device
+    channels_last : {"auto", True, False}
+        Whether each voxel's channels lie side by side. With "auto" on the CPU, where a training step takes 12 % less
+        time that way, and on a GPU in bf16 and fp16, whose tensor cores want it so.
+    precision : {"fp32", "bf16", "fp16"}
+        What it will compute in.
 
     Returns
     -------
     TwoOutputUNet
-        The same numbers. Channels last on the CPU, where a training step takes 12 % less time that way.
+        The same numbers.
     """
-    if device.type == "cpu":
-        return model.to(memory_format=torch.channels_last_3d)
-    return model.to(device)
+    if channels_last == "auto":
+        channels_last = device.type == "cpu" or precision != "fp32"
+    model = model.to(device)
+    return model.to(memory_format=torch.channels_last_3d) if channels_last else model
 
 
 def device_name(device):
@@ -220,7 +282,89 @@ def device_name(device):
     return f"the GPU {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "the CPU"
 
 
-def predict_scan(model, scan, device):
+def training_precision(setting, device, depths):
+    """Resolve the precision of a training.
+
+    Parameters
+    ----------
+    setting : {"auto", "fp32", "bf16", "fp16"}
+        `training.precision`. With "auto": bf16 where the hardware computes in it (GPUs from Ampere on; CPUs with
+        AVX512-BF16 or AMX), else fp16 with loss scaling on a GPU, and fp32 on a CPU.
+    device : torch.device
+    depths : sequence of int
+        Slices of the network's levels (`TwoOutputUNet.depths`).
+
+    Returns
+    -------
+    {"fp32", "bf16", "fp16"}
+
+    Raises
+    ------
+    InputError
+        fp16 on a CPU, where it is slow and loss scaling has never been tried; bf16 where it is wrong.
+    """
+    if setting == "fp16" and device.type == "cpu":
+        raise InputError("training.precision is fp16, and there is no GPU", "give auto, fp32 or bf16")
+    # PyTorch 2.13 (oneDNN) leaves memory as it finds it in the gradients of bf16 weights of 3 x 3 x 3 convolutions over
+    # exactly two slices, on the CPU: not finite or of any size. tests/test_network.py shows it.
+    wrong = device.type == "cpu" and 2 in depths
+    if setting == "bf16" and wrong:
+        raise InputError(
+            "training.precision is bf16, and a level of the network has two slices, for which this PyTorch computes "
+            "wrong gradients on a CPU",
+            "give auto or fp32, or another resample.matrix",
+        )
+    if setting != "auto":
+        return setting
+    if _has_bf16(device) and not wrong:
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
+def inference_precision(setting, device):
+    """Resolve the precision of predictions.
+
+    Parameters
+    ----------
+    setting : {"auto", "fp32", "bf16"}
+        With "auto": bf16 where the hardware computes in it, else fp32.
+    device : torch.device
+
+    Returns
+    -------
+    {"fp32", "bf16"}
+    """
+    if setting != "auto":
+        return setting
+    return "bf16" if _has_bf16(device) else "fp32"
+
+
+def _has_bf16(device):
+    """Whether bf16 is faster than fp32 here: computed in hardware, not emulated."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    abilities = torch.cpu.get_capabilities()
+    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
+
+def mixed(precision, device):
+    """Compute convolutions in a lower precision, and what needs more in fp32 (PyTorch's autocast).
+
+    Parameters
+    ----------
+    precision : {"fp32", "bf16", "fp16"}
+    device : torch.device
+
+    Returns
+    -------
+    context manager
+    """
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def predict_scan(model, scan, device, precision="fp32"):
     """Apply a network in evaluation mode to one scan.
 
     Parameters
@@ -231,6 +375,8 @@ def predict_scan(model, scan, device):
         Normalised CT on the network's grid.
     device : torch.device
         Where the model is.
+    precision : {"fp32", "bf16", "fp16"}
+        Of the convolutions; weights stay in fp32.
 
     Returns
     -------
@@ -239,11 +385,34 @@ def predict_scan(model, scan, device):
     haematoma : numpy.ndarray, (z, y, x), float32
         Probability of haematoma per voxel.
     """
+    with _one_scan(model, scan, device, precision) as scan:
+        segmentation, classification = model(scan)
+        return classification.item(), torch.sigmoid(segmentation[0, 0].float()).cpu().numpy()
+
+
+def predict_expansion(model, scan, device, precision="fp32"):
+    """Apply the classification alone to one scan.
+
+    Parameters
+    ----------
+    model, scan, device, precision
+        See `predict_scan`.
+
+    Returns
+    -------
+    float
+        The logit that `predict_scan` returns.
+    """
+    with _one_scan(model, scan, device, precision) as scan:
+        return model.classify(scan).item()
+
+
+@contextlib.contextmanager
+def _one_scan(model, scan, device, precision):
     model.eval()
-    with torch.inference_mode():
-        scan = torch.from_numpy(np.ascontiguousarray(scan, np.float32)).to(device)
-        segmentation, classification = model(scan[None, None])
-        return classification.item(), torch.sigmoid(segmentation[0, 0]).cpu().numpy()
+    scan = torch.from_numpy(np.ascontiguousarray(scan, np.float32)).to(device)
+    with torch.inference_mode(), mixed(precision, device):
+        yield scan[None, None]
 
 
 def probability(logit):

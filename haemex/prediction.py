@@ -5,23 +5,44 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import safetensors.torch
 import torch
 
+from haemex.calibration import calibrate, read_calibration
 from haemex.errors import InputError
-from haemex.files import write_json
+from haemex.files import write_atomically, write_json
 from haemex.logs import Progress, announce
-from haemex.network import TwoOutputUNet, computing, device_name, place, predict_scan, probability
+from haemex.network import (
+    TwoOutputUNet,
+    computing,
+    device_name,
+    inference_precision,
+    place,
+    predict_expansion,
+    predict_scan,
+    probability,
+)
 from haemex.nifti import read_grid, read_volume, write_volume
 from haemex.resample import resample_haematoma
 from haemex.segmentation_metrics import volume_ml
 from haemex.tables import write_table
 
-FORMAT = 1
-COLUMNS = ("patient", "cohort", "probability", "logit", "calibrated_probability", "positive", "predicted_ml")
+FORMAT = 2
+COLUMNS = (
+    "patient",
+    "cohort",
+    "probability",
+    "logit",
+    "calibrated_probability",
+    "positive",
+    "predicted_ml",
+    "ensemble_probability",
+    "ensemble_sd",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,26 +57,32 @@ class Bundle:
         The section `resample` its scans were made with.
     threshold : float
         A probability of expansion at or above it is positive.
-    intercept, slope : float
-        The calibrated logit is intercept + slope * logit.
+    calibration : dict
+        For `haemex.calibration.calibrate`.
+    ensemble : tuple of TwoOutputUNet
+        The fold models, likewise; none if they were not asked for.
     """
 
     model: TwoOutputUNet
     preprocessing: dict
     threshold: float
-    intercept: float
-    slope: float
+    calibration: dict
+    ensemble: tuple
 
 
-def write_bundle(folder, *, network, preprocessing, threshold, rule, calibration, training, cohort):
-    """Complete a model bundle: `model.json` beside the weights that stand in `model.safetensors`.
+def write_bundle(folder, *, fold_weights, network, preprocessing, threshold, rule, calibration, training, cohort):
+    """Complete a model bundle beside the weights that stand in `model.safetensors`.
+
+    The fold models come in as `fold0.safetensors`, `fold1.safetensors`, ..., then all is described in `model.json`.
 
     Parameters
     ----------
     folder : path-like
         Holds `model.safetensors` as `haemex.training.train_network` wrote it.
+    fold_weights : sequence of path-like
+        Weights of the same network from the cross-validation, by fold; they become the ensemble.
     network : dict
-        `widths`, `convs_per_level`, `normalisation`.
+        The section `network` as used.
     preprocessing : dict
         The section `resample`.
     threshold : float
@@ -63,7 +90,7 @@ def write_bundle(folder, *, network, preprocessing, threshold, rule, calibration
     rule : str
         How the threshold was found.
     calibration : dict
-        `intercept` and `slope`, on the logit.
+        Of `haemex.calibration_fit.fit_calibration`.
     training : dict
         The section `training` as used.
     cohort : dict
@@ -72,31 +99,41 @@ def write_bundle(folder, *, network, preprocessing, threshold, rule, calibration
     Raises
     ------
     InputError
-        The weights are not those of such a network.
+        The weights are not those of such a network, or the calibration cannot be used.
     """
-    weights_path = Path(folder) / "model.safetensors"
-    model = _load_weights(weights_path, network)
+    folder = Path(folder)
+    card_path, weights_path = folder / "model.json", folder / "model.safetensors"
+    model, checksum = _load_weights(weights_path, network)
+    ensemble = []
+    for fold, path in enumerate(fold_weights):
+        own = folder / f"fold{fold}.safetensors"
+        _load_weights(path, network)
+        write_atomically(own, Path(path).read_bytes())
+        ensemble.append({"file": own.name, "sha256": _sha256(own)})
     content = {
         "format": FORMAT,
         "network": {**network, "parameters": model.parameter_count()},
-        "weights_sha256": hashlib.sha256(weights_path.read_bytes()).hexdigest(),
+        "weights_sha256": checksum,
+        "ensemble": ensemble,
         "preprocessing": preprocessing,
         "operating_point": {"threshold": threshold, "rule": rule},
-        "calibration": calibration,
+        "calibration": read_calibration(calibration, card_path),
         "training": training,
         "cohort": cohort,
         "versions": {"haemex": importlib.metadata.version("haemex"), "torch": torch.__version__},
     }
-    write_json(Path(folder) / "model.json", content)
+    write_json(card_path, content)
 
 
-def load_bundle(folder):
+def load_bundle(folder, ensemble=True):
     """Read a model bundle, one's own or another centre's. Nothing in it is executed.
 
     Parameters
     ----------
     folder : path-like
-        Holds `model.safetensors` and `model.json`.
+        Holds `model.safetensors`, `fold{k}.safetensors` of every fold model, and `model.json`.
+    ensemble : bool
+        Whether the fold models are read too; without them their files may be missing.
 
     Returns
     -------
@@ -105,9 +142,10 @@ def load_bundle(folder):
     Raises
     ------
     InputError
-        A file is missing or damaged, of another format, or the two do not belong together.
+        A file is missing or damaged, of another format, or they do not belong together.
     """
-    path, weights_path = Path(folder) / "model.json", Path(folder) / "model.safetensors"
+    folder = Path(folder)
+    path = folder / "model.json"
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -119,26 +157,40 @@ def load_bundle(folder):
         network, parameters = dict(content["network"]), content["network"]["parameters"]
         del network["parameters"]
         preprocessing, checksum = dict(content["preprocessing"]), content["weights_sha256"]
-        numbers = {
-            "threshold": float(content["operating_point"]["threshold"]),
-            "intercept": float(content["calibration"]["intercept"]),
-            "slope": float(content["calibration"]["slope"]),
-        }
+        members = [(member["file"], member["sha256"]) for member in content["ensemble"]]
+        threshold = float(content["operating_point"]["threshold"])
+        calibration = content["calibration"]
     except (KeyError, TypeError, ValueError) as error:
         raise _refused(path, f"the model description is incomplete ({type(error).__name__}: {error})") from None
-    for name, value in numbers.items():
-        if not math.isfinite(value):
-            raise _refused(path, f"{name} is {value}")
-    model = _load_weights(weights_path, network)
-    if model.parameter_count() != parameters:
-        raise _refused(path, f"{parameters} parameters stated, the network has {model.parameter_count()}")
-    if hashlib.sha256(weights_path.read_bytes()).hexdigest() != checksum:
-        raise _refused(weights_path, "the weights are not those that model.json was written for")
-    return Bundle(model=model.eval(), preprocessing=preprocessing, **numbers)
+    if not math.isfinite(threshold):
+        raise _refused(path, f"threshold is {threshold}")
+    calibration = read_calibration(calibration, path)
+    for name, _ in members:
+        # Files of the bundle only: a description from elsewhere leads nowhere else.
+        if not isinstance(name, str) or not re.fullmatch(r"fold\d+\.safetensors", name):
+            raise _refused(path, f"a fold model is named {name!r}, not fold0.safetensors or the like")
+    model = _load_member(folder / "model.safetensors", network, parameters, checksum)
+    models = [_load_member(folder / name, network, parameters, sha256) for name, sha256 in members if ensemble]
+    return Bundle(model, preprocessing, threshold, calibration, tuple(models))
 
 
-def predict_patients(*, bundle_folder, patients, preprocessing, threads, predictions_path, masks_folder):
+def predict_patients(
+    *,
+    bundle_folder,
+    patients,
+    preprocessing,
+    threads,
+    predictions_path,
+    masks_folder,
+    precision="auto",
+    ensemble=True,
+):
     """Predict expansion and haematoma of every patient with a locked model; no label and no reference is read.
+
+    The final model makes probability, decision and mask. The fold models only say how far a prediction hangs on who
+    was trained on: the mean and the SD of their probabilities, uncalibrated as the final model's own. For patients of
+    the training cohort this is no honest uncertainty: all fold models but one have trained on the patient, the final
+    model too. For theirs see the out-of-fold predictions of the stage `select`.
 
     Parameters
     ----------
@@ -154,19 +206,27 @@ def predict_patients(*, bundle_folder, patients, preprocessing, threads, predict
         One row per patient (`COLUMNS`).
     masks_folder : path-like
         Gets `{patient}_haematoma.nii.gz` on the native grid and `{patient}_grid.nii.gz` on the network's, both uint8.
+    precision : {"auto", "fp32", "bf16"}
+        Of the convolutions; see `haemex.network.inference_precision`.
+    ensemble : bool
+        Whether the fold models predict too; `ensemble_probability` and `ensemble_sd` (n - 1) are empty without.
 
     Raises
     ------
     InputError
         Other preprocessing than the model was trained with, a damaged bundle or scan.
     """
-    bundle = load_bundle(bundle_folder)
+    bundle = load_bundle(bundle_folder, ensemble)
     refuse_other_preprocessing(bundle.preprocessing, preprocessing, bundle_folder)
     grid = tuple(preprocessing["matrix"][::-1])
     rows = []
     with computing(threads, deterministic=True) as device:
-        announce(f"predict: {len(patients)} patients on {device_name(device)}")
-        model = place(bundle.model, device)
+        precision = inference_precision(precision, device)
+        announce(
+            f"predict: {len(patients)} patients on {device_name(device)}, {precision}, "
+            + (f"with {len(bundle.ensemble)} fold models" if bundle.ensemble else "without fold models")
+        )
+        model, fold_models = place(bundle.model, device), [place(one, device) for one in bundle.ensemble]
         progress = Progress("predict", len(patients))
         for done, (patient, cohort, ct_path, native_path) in enumerate(patients, start=1):
             ct, affine = read_volume(ct_path)
@@ -176,28 +236,32 @@ def predict_patients(*, bundle_folder, patients, preprocessing, threads, predict
                     "run the stage resample again",
                     ct_path,
                 )
-            logit, haematoma = predict_scan(model, ct, device)
-            if not math.isfinite(logit):
-                raise InputError(
-                    f"patient {patient}: the network's output is {logit}",
-                    "check the model bundle and this scan",
-                    ct_path,
-                )
+            logit, haematoma = predict_scan(model, ct, device, precision)
+            fold_logits = [predict_expansion(one, ct, device, precision) for one in fold_models]
+            for value in (logit, *fold_logits):
+                if not math.isfinite(value):
+                    raise InputError(
+                        f"patient {patient}: the network's output is {value}",
+                        "check the model bundle and this scan",
+                        ct_path,
+                    )
             native_shape, native_affine = read_grid(native_path)
             drawn = haematoma > 0.5
             native = resample_haematoma(drawn, affine, native_affine, native_shape).astype(np.uint8)
             write_volume(Path(masks_folder) / f"{patient}_grid.nii.gz", drawn.astype(np.uint8), affine)
             write_volume(Path(masks_folder) / f"{patient}_haematoma.nii.gz", native, native_affine)
-            expansion = probability(logit)
+            expansion, of_folds = probability(logit), [probability(value) for value in fold_logits]
             rows.append(
                 {
                     "patient": patient,
                     "cohort": cohort,
                     "probability": expansion,
                     "logit": logit,
-                    "calibrated_probability": probability(bundle.intercept + bundle.slope * logit),
+                    "calibrated_probability": calibrate(bundle.calibration, logit),
                     "positive": int(expansion >= bundle.threshold),
                     "predicted_ml": volume_ml(native, native_affine),
+                    "ensemble_probability": float(np.mean(of_folds)) if of_folds else None,
+                    "ensemble_sd": float(np.std(of_folds, ddof=1)) if len(of_folds) > 1 else None,
                 }
             )
             progress.step(done)
@@ -228,10 +292,23 @@ def refuse_other_preprocessing(trained_with, present, file):
         raise InputError("; ".join(differing), "set the section resample as in the bundle's model.json", file)
 
 
+def _load_member(path, network, parameters, checksum):
+    """Load one network of a bundle, refusing any that the description was not written for."""
+    model, found = _load_weights(path, network)
+    if model.parameter_count() != parameters:
+        raise _refused(
+            path.with_name("model.json"), f"{parameters} parameters stated, the network has {model.parameter_count()}"
+        )
+    if found != checksum:
+        raise _refused(path, "the weights are not those that model.json was written for")
+    return model.eval()
+
+
 def _load_weights(path, network):
-    """Make a network and load its weights, refusing any that are not exactly its own."""
+    """Make a network and load its weights, refusing any that are not exactly its own; return the file's digest too."""
+    path = Path(path)
     try:
-        tensors = safetensors.torch.load_file(path)
+        tensors, checksum = safetensors.torch.load_file(path), _sha256(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise _refused(path, f"no readable weights ({error})") from None
     try:
@@ -249,7 +326,11 @@ def _load_weights(path, network):
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise _refused(path, "a weight is not a finite number")
     model.load_state_dict(tensors)
-    return model
+    return model, checksum
+
+
+def _sha256(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _same(a, b):

@@ -11,6 +11,7 @@ import math
 import platform
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from haemex.calibration import calibration_in_words
 from haemex.figures import FIGURES
 from haemex.files import read_json, write_atomically
 from haemex.logs import announce
@@ -28,6 +29,12 @@ NO_PROTOCOL = (
     "phantom",
     "training.deterministic",
     "training.threads",
+    "training.precision",
+    "training.channels_last",
+    "training.compile",
+    "computing",
+    "predict",
+    "seed_study",
     "evaluate.overlays",
 )
 PACKAGES = (
@@ -109,6 +116,7 @@ def write_report(
         "setting": setting,
         "span": span,
         "share": share,
+        "calibration": lambda calibration: calibration_in_words(calibration).replace("-", "−"),
     }
     environment.globals |= {"interval": interval}
     images = {name: embed(evaluate_folder, name) for name in FIGURES}
@@ -353,7 +361,14 @@ def caveats(summary, flow, synthetic):
         said.append(
             "Every patient is synthetic. The numbers show that the software runs; they say nothing about patients."
         )
-    said += [f"Alarm of the cross-validation: {alarm}." for alarm in summary["selection"]["alarms"]]
+    # Alarms of candidates that were not chosen stand in the section on the cross-validation.
+    chosen, alarms = summary["selection"]["candidate"], summary["selection"]["alarms"]
+    own = (f"candidate {chosen},", f"candidate {chosen} ")
+    said += [
+        f"Alarm of the cross-validation: {alarm}."
+        for alarm in alarms
+        if alarm.startswith(own) or not alarm.startswith("candidate ")
+    ]
     without = test["patients"] - test["expansions"]
     if min(test["expansions"], without) < WANTED_EVENTS:
         said.append(
@@ -365,6 +380,7 @@ def caveats(summary, flow, synthetic):
         f"The network learnt expansion from {plural(train['expansions'], 'patient')} who had it. The test cohort comes "
         "from the same table and was admitted later: this is temporal, not external, validation."
     )
+    said += [remark for remark in summary["selection"]["remarks"] if "within the spread" in remark]
     auc = summary["table2"]["CNN"]
     if auc["auc"] is not None and auc["auc"] in (0.0, 1.0):
         said.append("The network's AUC lies at its limit, where DeLong's interval has no width and means nothing.")

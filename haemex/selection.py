@@ -5,14 +5,33 @@ from pathlib import Path
 
 import numpy as np
 
+from haemex.alarms import training_alarms
+from haemex.calibration import METHODS
+from haemex.calibration_fit import ISOTONIC_PATIENTS, fit_calibration
 from haemex.errors import InputError
 from haemex.files import write_json
-from haemex.statistics import calibration_fit, delong_auc, sensitivity_threshold, youden_threshold
+from haemex.logs import announce
+from haemex.statistics import delong_auc, delong_paired, sensitivity_threshold, youden_threshold
 from haemex.tables import read_table, write_table
 
 CRITERIA = {"auc": "auc", "dice": "dice_median"}
 OPERATING_POINTS = ("youden", "sensitivity")
-CANDIDATE_COLUMNS = ("candidate", "fold", "patients", "expansions", "auc", "dice_median", "dice_mean", "collapsed")
+COLLAPSED = ("stop", "drop")
+CONFIDENCE = 0.95
+CANDIDATE_COLUMNS = (
+    "candidate",
+    "fold",
+    "patients",
+    "expansions",
+    "auc",
+    "auc_lower",
+    "auc_upper",
+    "auc_sd",
+    "dice_median",
+    "dice_median_sd",
+    "dice_mean",
+    "collapsed",
+)
 PREDICTION_COLUMNS = ("patient", "fold", "expansion", "probability", "logit", "dice", "predicted_ml")
 
 
@@ -24,7 +43,9 @@ def select(
     criterion,
     operating_point,
     min_sensitivity,
+    calibration,
     collapsed_dice,
+    collapsed_fold,
     selected_path,
     predictions_path,
     candidates_path,
@@ -36,7 +57,7 @@ def select(
     candidates : sequence of str
         In the order of the config: of equally good ones the first is taken.
     train_folder : path-like
-        Holds `{candidate}/fold{fold}/predictions.tsv` and `roles.tsv` of the stage `train`.
+        Holds `{candidate}/fold{fold}/predictions.tsv`, `roles.tsv` and `history.tsv` of the stage `train`.
     cohort_path : path-like
         `cohort.tsv` of the stage `cohort`; rows of the test cohort are not looked at.
     criterion : {"auc", "dice"}
@@ -45,25 +66,37 @@ def select(
         How the threshold of the probability is found on the chosen candidate's pooled predictions.
     min_sensitivity : float
         Used with `operating_point="sensitivity"`.
+    calibration : {"platt", "isotonic"}
+        See `haemex.calibration`.
     collapsed_dice : float
-        A fold whose median Dice coefficient is below this is reported as an alarm: an average would hide it.
+        A fold whose median Dice coefficient is below this has collapsed: an average would hide it.
+    collapsed_fold : {"stop", "drop"}
+        What a collapsed fold does: end the selection with a message, or take its candidate out of the running.
     selected_path : path-like
-        The decision (JSON): `candidate`, `criterion`, `scores`, `threshold`, `calibration`, `alarms` (collapsed
-        folds of any candidate; a chosen candidate that predicts expansion no better than chance).
+        The decision (JSON): `candidate`, `criterion`, `rule` (what was done, in sentences), `scores` with their spread,
+        `confidence` of the intervals, `dropped` (candidates out of the running), `threshold`, `calibration`,
+        `remarks` (how far the choice can be relied on) and `alarms` (of the trainings of every candidate; a chosen
+        candidate that predicts expansion no better than chance; a calibration fitted on too few).
     predictions_path : path-like
         Out-of-fold predictions of the chosen candidate (`PREDICTION_COLUMNS`).
     candidates_path : path-like
-        Scores of every candidate, pooled (fold "all") and by fold (`CANDIDATE_COLUMNS`).
+        Scores of every candidate, pooled (fold "all") and by fold (`CANDIDATE_COLUMNS`): AUC with DeLong's interval,
+        and in the pooled line the SDs over the folds.
 
     Raises
     ------
     InputError
-        Predictions or roles do not fit the folds, a patient stands on two sides, or one class is missing.
+        Predictions or roles do not fit the folds, a patient stands on two sides, one class is missing, a fold has
+        collapsed (with "stop"), or every candidate has such a fold.
     """
-    if criterion not in CRITERIA:
-        raise InputError(f"select.criterion is {criterion!r}", f"give one of {', '.join(CRITERIA)}")
-    if operating_point not in OPERATING_POINTS:
-        raise InputError(f"select.operating_point is {operating_point!r}", f"give one of {', '.join(OPERATING_POINTS)}")
+    for name, value, known in (
+        ("criterion", criterion, CRITERIA),
+        ("operating_point", operating_point, OPERATING_POINTS),
+        ("calibration", calibration, METHODS),
+        ("collapsed_fold", collapsed_fold, COLLAPSED),
+    ):
+        if value not in known:
+            raise InputError(f"select.{name} is {value!r}", f"give one of {', '.join(known)}")
     cohort = {row["patient"]: row for row in read_table(cohort_path, as_text=True) if row["cohort"] == "train"}
     expansions = sum(row["expansion"] == "1" for row in cohort.values())
     if not 0 < expansions < len(cohort):
@@ -73,27 +106,36 @@ def select(
             cohort_path,
         )
 
-    pooled, scores, alarms, table = {}, {}, [], []
+    pooled, by_fold, scores, collapsed, alarms = {}, {}, {}, {}, []
     for candidate in candidates:
-        rows = _out_of_fold(candidate, cohort, Path(train_folder) / candidate)
-        pooled[candidate] = rows
-        collapsed = []
-        for fold in sorted({row["fold"] for row in rows}):
-            of_fold = [row for row in rows if row["fold"] == fold]
-            scored = _score(of_fold)
-            if scored["dice_median"] < collapsed_dice:
-                collapsed.append(fold)
-                alarms.append(
-                    f"candidate {candidate}, fold {fold}: the median Dice coefficient of its {len(of_fold)} patients "
-                    f"is {scored['dice_median']:.3f}, below {collapsed_dice:g}; the network did not learn to segment"
+        folder = Path(train_folder) / candidate
+        pooled[candidate] = rows = _out_of_fold(candidate, cohort, folder)
+        folds = sorted({row["fold"] for row in rows})
+        by_fold[candidate] = {fold: _score([row for row in rows if row["fold"] == fold]) for fold in folds}
+        collapsed[candidate] = {
+            fold: scored["dice_median"]
+            for fold, scored in by_fold[candidate].items()
+            if scored["dice_median"] < collapsed_dice
+        }
+        scores[candidate] = _score(rows) | _spread(by_fold[candidate].values())
+        for fold in folds:
+            said = training_alarms(read_table(folder / f"fold{fold}" / "history.tsv"))
+            if fold in collapsed[candidate]:
+                said.append(
+                    f"the median Dice coefficient of its {by_fold[candidate][fold]['patients']} patients is "
+                    f"{collapsed[candidate][fold]:.3f}, below {collapsed_dice:g}; the network did not learn to segment"
                 )
-            table.append({"candidate": candidate, "fold": fold, **scored, "collapsed": int(fold in collapsed)})
-        scored = _score(rows)
-        table.append({"candidate": candidate, "fold": "all", **scored, "collapsed": len(collapsed)})
-        scores[candidate] = {key: scored[key] for key in ("auc", "dice_median", "dice_mean")}
-        scores[candidate]["collapsed_folds"] = collapsed
+            alarms += [f"candidate {candidate}, fold {fold}: {sentence.strip().rstrip('.')}" for sentence in said]
+    running = [candidate for candidate in candidates if not collapsed[candidate]]
+    if any(collapsed.values()) and (collapsed_fold == "stop" or not running):
+        for alarm in alarms:
+            announce(alarm)
+        raise _collapse(collapsed, collapsed_dice, collapsed_fold, train_folder)
 
-    chosen = max(candidates, key=lambda candidate: scores[candidate][CRITERIA[criterion]])  # the first of equals
+    best_first = sorted(
+        running, key=lambda candidate: -scores[candidate][CRITERIA[criterion]]
+    )  # stable: first of equals
+    chosen = best_first[0]
     if scores[chosen]["auc"] <= 0.5:
         alarms.append(
             f"candidate {chosen} is chosen, but its AUC out of fold is {scores[chosen]['auc']:.3f}: it has not "
@@ -105,18 +147,33 @@ def select(
         threshold = youden_threshold(labels, probabilities)
     else:
         threshold = sensitivity_threshold(labels, probabilities, min_sensitivity)
-    intercept, slope = calibration_fit(labels, [row["logit"] for row in pooled[chosen]])
+    if calibration == "isotonic" and len(labels) < ISOTONIC_PATIENTS:
+        alarms.append(
+            f"isotonic calibration is fitted on {len(labels)} patients, {sum(labels)} of them with expansion; with "
+            f"fewer than {ISOTONIC_PATIENTS} patients it overfits (Niculescu-Mizil and Caruana 2005), and Platt's "
+            "method (select.calibration: platt) is the safer one"
+        )
 
     decision = {
         "candidate": chosen,
         "criterion": criterion,
-        "scores": scores,
+        "rule": _rule_in_words(
+            criterion, operating_point, min_sensitivity, calibration, collapsed_dice, collapsed_fold
+        ),
+        "scores": {
+            candidate: {name: value for name, value in scored.items() if name not in ("patients", "expansions")}
+            | {"collapsed_folds": list(collapsed[candidate])}
+            for candidate, scored in scores.items()
+        },
+        "confidence": CONFIDENCE,
+        "dropped": [candidate for candidate in candidates if collapsed[candidate]],
         "threshold": threshold,
-        "calibration": {"intercept": intercept, "slope": slope},
+        "calibration": fit_calibration(calibration, labels, [row["logit"] for row in pooled[chosen]]),
+        "remarks": _remarks(criterion, best_first, pooled, by_fold, scores),
         "alarms": alarms,
     }
     write_table(predictions_path, pooled[chosen], PREDICTION_COLUMNS)
-    write_table(candidates_path, table, CANDIDATE_COLUMNS)
+    write_table(candidates_path, _candidate_rows(by_fold, scores, collapsed), CANDIDATE_COLUMNS)
     write_json(selected_path, decision)
 
 
@@ -174,14 +231,116 @@ def _refuse_unless(condition, problem, path):
 
 
 def _score(rows):
-    """Compute AUC (None where one class is missing) and Dice coefficients of some predictions."""
+    """Compute AUC with DeLong's interval (None where there is none) and Dice coefficients of some predictions."""
     labels = [row["expansion"] for row in rows]
-    auc = delong_auc(labels, [row["probability"] for row in rows]).auc
+    area = delong_auc(labels, [row["probability"] for row in rows], CONFIDENCE)
     dice = [row["dice"] for row in rows]
     return {
         "patients": len(rows),
         "expansions": sum(labels),
-        "auc": None if math.isnan(auc) else auc,
+        **{
+            name: None if math.isnan(value) else value
+            for name, value in (("auc", area.auc), ("auc_lower", area.lower), ("auc_upper", area.upper))
+        },
         "dice_median": float(np.median(dice)),
         "dice_mean": float(np.mean(dice)),
+    }
+
+
+def _spread(scored):
+    """Compute the SD over the folds of AUC and median Dice; a fold of one class has no AUC and is left out of it."""
+    spread = {}
+    for name in ("auc", "dice_median"):
+        values = [fold[name] for fold in scored if fold[name] is not None]
+        spread[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return spread
+
+
+def _candidate_rows(by_fold, scores, collapsed):
+    """Make the rows of `candidates.tsv`."""
+    rows = []
+    for candidate, folds in by_fold.items():
+        lost, no_spread = collapsed[candidate], {"auc_sd": None, "dice_median_sd": None}
+        for fold, scored in folds.items():
+            rows.append({"candidate": candidate, "fold": fold, **scored, **no_spread, "collapsed": int(fold in lost)})
+        rows.append({"candidate": candidate, "fold": "all", **scores[candidate], "collapsed": len(lost)})
+    return rows
+
+
+def _collapse(collapsed, collapsed_dice, collapsed_fold, train_folder):
+    """Say which folds collapsed, and what to do."""
+    told = "; ".join(
+        f"candidate {candidate}, fold {fold} ({value:.3f})"
+        for candidate, folds in collapsed.items()
+        for fold, value in folds.items()
+    )
+    action = "lower training.learning_rate of the candidates named or look at their learning curves"
+    if not all(collapsed.values()):
+        action += (
+            "; take them out of `candidates`; or set select.collapsed_fold to drop, and they are out of the running"
+        )
+    every = "every candidate has one, so none is left to choose: " if collapsed_fold == "drop" else ""
+    return InputError(
+        f"folds collapsed ({every}median Dice coefficient below select.collapsed_dice, {collapsed_dice:g}): {told}",
+        action,
+        train_folder,
+    )
+
+
+def _remarks(criterion, best_first, pooled, by_fold, scores):
+    """Say how far the chosen candidate leads, and whether that is more than the spread of the comparison."""
+    chosen, *others = best_first
+    if not others:
+        return []
+    following = others[0]
+    if criterion == "auc":
+        rows, others_rows = pooled[chosen], pooled[following]  # both sorted by patient
+        paired = delong_paired(
+            [row["expansion"] for row in rows],
+            [row["probability"] for row in rows],
+            [row["probability"] for row in others_rows],
+            CONFIDENCE,
+        )
+        lead, what = paired.difference, "out-of-fold AUC"
+        if math.isnan(paired.z):
+            spread, beyond = "an interval cannot be given", False
+        else:
+            spread = f"{100 * CONFIDENCE:g} % interval {paired.lower:.3f} to {paired.upper:.3f}, paired DeLong"
+            beyond = paired.lower > 0
+    else:
+        lead, what = scores[chosen]["dice_median"] - scores[following]["dice_median"], "median out-of-fold Dice"
+        differences = [
+            by_fold[chosen][fold]["dice_median"] - by_fold[following][fold]["dice_median"] for fold in by_fold[chosen]
+        ]
+        sd = float(np.std(differences, ddof=1))
+        spread, beyond = f"SD of the difference over the folds {sd:.3f}", lead > sd
+    remark = f"In {what}, candidate {chosen} leads the next, {following}, by {lead:.3f} ({spread})"
+    if not beyond:
+        remark += ": the lead is within the spread, so these data do not show that it is the better one"
+    return [remark + "."]
+
+
+def _rule_in_words(criterion, operating_point, min_sensitivity, calibration, collapsed_dice, collapsed_fold):
+    """Say what was done, for the report."""
+    best = {
+        "auc": "the highest AUC of the pooled out-of-fold predictions",
+        "dice": "the highest median Dice coefficient of the out-of-fold predictions",
+    }
+    threshold = {
+        "youden": "with the largest Youden index",
+        "sensitivity": f"the highest that reaches a sensitivity of {min_sensitivity:g},",
+    }
+    curve = {
+        "platt": "logistic regression of the outcome on the logit (Platt's method)",
+        "isotonic": "isotonic regression of the outcome on the logit",
+    }
+    collapse = {"stop": "would have ended the selection", "drop": "takes its candidate out of the running"}
+    return {
+        "criterion": f"The candidate with {best[criterion]} is chosen; of equal ones the first in the config.",
+        "collapsed_fold": f"A fold with a median Dice coefficient below {collapsed_dice:g} {collapse[collapsed_fold]}.",
+        "operating_point": (
+            f"The operating point is the threshold of the probability {threshold[operating_point]} in the chosen "
+            "candidate's out-of-fold predictions."
+        ),
+        "calibration": f"Probabilities are calibrated by {curve[calibration]}, fitted on the same predictions.",
     }

@@ -10,7 +10,15 @@ from pathlib import Path
 from haemex.cohort import ELIGIBILITY_COLUMNS, assume_well, enters, ineligibility, refused_columns, split
 from haemex.cohort_table import parse_cohort_table
 from haemex.errors import InputError
+from haemex.locks import hold_for_ever
 from haemex.settings import candidate_names, candidate_settings, check_config
+
+# Each has its rules in workflow/rules/; the optional ones where the config has a section of that name.
+STAGES = (
+    *("check", "convert", "measure", "skullstrip", "resample", "inspect", "qc", "cohort"),
+    *("augment", "train", "select", "final", "predict", "evaluate", "report"),
+)
+OPTIONAL_STAGES = ("phantom", "seed_study")
 
 
 @contextlib.contextmanager
@@ -32,6 +40,13 @@ class Study:
     ----------
     config : dict
         The merged config.
+
+    Attributes
+    ----------
+    stages : tuple of str
+        The stages of this study.
+    results : list of str
+        What the study ends with.
 
     Raises
     ------
@@ -69,6 +84,10 @@ class Study:
             if enters(assume_well(row, refused_columns(self.faults, patient), *criteria), *criteria)
         )
         self.candidates = candidate_names(config)
+        self.stages = STAGES + tuple(stage for stage in OPTIONAL_STAGES if stage in config)
+        self.results = ["<results>/report/report.html"]
+        if "seed_study" in config:
+            self.results.append("<results>/seed_study/seeds.tsv")
         self.folds = range(config["folds"])
 
     def _write_synthetic_table(self):
@@ -82,6 +101,12 @@ class Study:
         write_truth(patients, folder / "truth.tsv")
         write_model(patients, folder / "expansion_model.json", self.config["seed"])
         self.truth = [(folder / "truth.tsv").as_posix()]
+
+    def hold(self):
+        """Refuse to work on the study beside another Snakemake; the lock ends with the process, however it ends."""
+        name = self.config["study"]
+        with one_sentence():
+            hold_for_ever(Path("results", name, ".lock"), f"the study {name}")
 
     def path(self, patient, column):
         """Return what the table says in a column of files, or "" where it says nothing."""

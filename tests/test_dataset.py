@@ -43,7 +43,7 @@ def test_copies_come_back_as_written_and_as_nibabel_reads_them(tmp_path, memory_
     written = {patient: some_copies(tmp_path, patient) for patient in ("a", "b")}
     copies = TrainingCopies(["b", "a"], tmp_path, memory_gb)
     assert copies.index == [("b", 0), ("b", 1), ("b", 2), ("a", 0), ("a", 1), ("a", 2)]
-    assert (len(copies), copies.grid, copies.slope, copies.in_memory) == (6, GRID, SLOPE, memory_gb > 0)
+    assert (len(copies), copies.grid, copies.slope) == (6, GRID, SLOPE)
     for _ in range(2):  # the second time from memory, if kept
         for position, (patient, copy) in enumerate(copies.index):
             ct, haematoma = copies.read(position)
@@ -85,29 +85,28 @@ def test_what_augment_writes_is_read(tmp_path):
         np.testing.assert_array_equal(copies.read(copy)[0] * copies.slope, independent)
 
 
-def test_memory_bound_is_that_of_the_unpacked_copies(tmp_path):
-    some_copies(tmp_path, "a")
-    needed_gb = 3 * (4 * 8 * 12) * (2 + 1) / 1e9
-    assert TrainingCopies(["a"], tmp_path, needed_gb).in_memory
-    assert not TrainingCopies(["a"], tmp_path, needed_gb * 0.999).in_memory
+def test_memory_bound_is_kept(tmp_path):
+    some_copies(tmp_path, "a", copies=5)
+    one = 4 * 8 * 12 * (2 + 1)
+    for room, kept in ((0, 0), (2 * one - 1, 1), (2 * one, 2), (100 * one, 5)):
+        copies = TrainingCopies(["a"], tmp_path, room / 1e9)
+        for _ in range(2):
+            assert len(list(copies.read_ahead([4, 2, 0, 1, 3]))) == 5
+        assert copies.kept_bytes == kept * one
 
 
 @pytest.mark.parametrize("memory_gb", [0.0, 1.0])
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_batches_follow_the_order_and_use_every_copy(tmp_path, batch_size, memory_gb):
+@pytest.mark.parametrize("number", [0, 1, 4, 9])
+def test_reading_ahead_keeps_the_order(tmp_path, number, memory_gb):
     written = {patient: some_copies(tmp_path, patient) for patient in "abc"}
     copies = TrainingCopies("abc", tmp_path, memory_gb)
-    order = epoch_order(len(copies), 1, "test", 1)
-    seen = 0
-    for names, ct, haematoma in copies.batches(order, batch_size):
-        assert len(names) == len(ct) == len(haematoma) == min(batch_size, len(copies) - seen)
-        for i, name in enumerate(names):
-            patient, copy = copies.index[order[seen]]
-            assert name == patient
-            np.testing.assert_array_equal(ct[i], written[patient][0][copy])
-            np.testing.assert_array_equal(haematoma[i], written[patient][1][copy])
-            seen += 1
-    assert seen == 9
+    order = epoch_order(len(copies), 1, "test", 1)[:number]
+    read = list(copies.read_ahead(order))
+    assert len(read) == number
+    for position, volumes in zip(order, read, strict=True):
+        patient, copy = copies.index[position]
+        for volume, kind in zip(volumes, written[patient], strict=True):
+            np.testing.assert_array_equal(volume, kind[copy])
 
 
 @settings(deadline=None, max_examples=25)
@@ -133,7 +132,7 @@ def test_damage_is_refused_with_the_file_named(tmp_path):
         copies.read(2)
     assert caught.value.file.endswith("a_ct.nii.gz")
     with pytest.raises(InputError, match="copy 2"):
-        list(copies.batches([0, 1, 2], 2))
+        list(copies.read_ahead([0, 1, 2]))
 
     flipped = bytearray(whole)
     flipped[offsets[1] + 40] ^= 0xFF

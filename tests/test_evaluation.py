@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from fabricated_study import TEST, TRAIN, change_json, change_table, fabricate
 
+from haemex.calibration import calibrate
+from haemex.calibration_fit import fit_calibration
 from haemex.errors import InputError
 from haemex.evaluation import (
     EVALUATION_FILES,
@@ -17,6 +19,7 @@ from haemex.evaluation import (
     agreement_table,
     calibration_summary,
     check_roles,
+    ensemble_summary,
     evaluate_study,
     score_patients,
     segmentation_summary,
@@ -283,6 +286,17 @@ def calibration_from_elsewhere(s):
     return "calibration in model.json"
 
 
+def other_calibration_method(s):
+    knots = {"method": "isotonic", "logit": [0.0, 1.0], "probability": [0.2, 0.8]}
+    change_json(s.R / "final/model/model.json", lambda m: m.update(calibration=knots))
+    return r"calibration in model.json \(isotonic regression with 2 levels\)"
+
+
+def calibration_unusable(s):
+    change_json(s.R / "select/selected.json", lambda m: m["calibration"].update(slope=None))
+    return "calibration cannot be used: slope is None"
+
+
 def decision_turned(s):
     change_table(
         s.R / "predict/predictions.tsv",
@@ -315,6 +329,8 @@ LEAKS = (
     threshold_from_the_test_cohort,
     threshold_in_the_bundle,
     calibration_from_elsewhere,
+    other_calibration_method,
+    calibration_unusable,
     decision_turned,
     recalibrated_by_hand,
 )
@@ -449,7 +465,8 @@ def test_calibration_of_true_probabilities_is_perfect():
         | {"calibrated_probability": 1 / (1 + math.exp(-x))}
         for y, x in zip(labels, logits.tolist(), strict=True)
     ]
-    summary = calibration_summary(rows, {"intercept": 0.0, "slope": 0.5}, float(labels.mean()))
+    platt = {"method": "platt", "intercept": 0.0, "slope": 0.5}
+    summary = calibration_summary(rows, platt, float(labels.mean()))
     assert summary["calibrated"]["slope"] == pytest.approx(1, abs=0.06)
     assert summary["calibrated"]["intercept"] == pytest.approx(0, abs=0.06)
     assert summary["raw"]["slope"] == pytest.approx(0.5, abs=0.03)
@@ -457,6 +474,40 @@ def test_calibration_of_true_probabilities_is_perfect():
     share = labels.mean()
     assert summary["brier_of_share"] == pytest.approx(share * (1 - share))
     assert summary["calibrated"]["brier"] < summary["raw"]["brier"] < summary["brier_of_share"] * 1.2
+
+
+def test_isotonic_calibration_is_recomputed_and_summarised(study):
+    labels = [row["expansion"] for row in study.out_of_fold]
+    knots = fit_calibration("isotonic", labels, [row["logit"] for row in study.out_of_fold])
+
+    def calibrated(row):
+        return row | {"calibrated_probability": calibrate(knots, float(row["logit"]))}
+
+    for path in ("select/selected.json", "final/model/model.json"):
+        change_json(study.R / path, lambda content: content.update(calibration=knots))
+    change_table(study.R / "predict/predictions.tsv", lambda rows: [calibrated(row) for row in rows])
+    evaluate_study(**study.evaluate)
+    summary = json.loads((study.R / "evaluate/summary.json").read_text())["calibration"]
+    test = [row for row in study.predictions if row["cohort"] == "test"]
+    claimed = [calibrate(knots, row["logit"]) for row in test]
+    assert summary["expected"] == pytest.approx(sum(claimed))
+    outcomes = [row["expansion"] for row in study.rows if row["cohort"] == "test"]
+    score = sum((p - y) ** 2 for p, y in zip(claimed, outcomes, strict=True)) / TEST
+    assert summary["calibrated"]["brier"] == pytest.approx(score)
+    assert all(math.isfinite(summary["calibrated"][name]) for name in ("intercept", "slope"))
+    change_json(study.R / "final/model/model.json", lambda m: m["calibration"]["probability"].__setitem__(0, 0.01))
+    with pytest.raises(InputError, match=r"calibration in model\.json"):
+        evaluate_study(**study.evaluate)
+
+
+def test_ensemble_speaks_of_test_patients_only(finished):
+    summary = json.loads((finished.R / "evaluate/summary.json").read_text())["ensemble"]
+    # SDs rise by 0.01 with every patient: the test patients' are 0.13 to 0.20.
+    assert summary == {"models": 3, "median_sd": pytest.approx(0.165), "largest_sd": pytest.approx(0.2)}
+    silent = [{"ensemble_probability": None, "ensemble_sd": None}] * 4
+    assert ensemble_summary(silent, [{}] * 5) == {"models": 0, "median_sd": None, "largest_sd": None}
+    alone = [{"ensemble_probability": 0.3, "ensemble_sd": None}] * 4
+    assert ensemble_summary(alone, [{}]) == {"models": 1, "median_sd": None, "largest_sd": None}
 
 
 def test_acquisition_ranges_and_gaps():

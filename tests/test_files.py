@@ -1,5 +1,7 @@
 """Files are whole or not there, and JSON has one form."""
 
+import os
+
 import pytest
 
 from haemex.files import read_json, write_atomically, write_json
@@ -11,6 +13,17 @@ def test_a_file_that_cannot_be_finished_leaves_the_old_one_and_no_rest(tmp_path)
     with pytest.raises(TypeError):
         write_atomically(path, "text, not bytes")
     assert path.read_bytes() == b"old" and [one.name for one in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_durable_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, seen = tmp_path / "a", []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (seen.append(path.exists()), sync(handle)))
+    write_atomically(path, b"quick")
+    assert seen == [] and path.read_bytes() == b"quick"
+    path.unlink()
+    write_atomically(path, b"durable", durable=True)
+    assert seen == [False] and path.read_bytes() == b"durable"
 
 
 def test_json_is_sorted_strict_and_read_back(tmp_path):

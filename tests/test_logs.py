@@ -1,7 +1,7 @@
 import pytest
 
 from haemex.errors import InputError
-from haemex.logs import Progress, announce, log_to
+from haemex.logs import Progress, announce, duration, log_to
 
 
 def test_bad_input_is_one_line_with_patient_file_problem_and_action(tmp_path, capfd):
@@ -44,3 +44,10 @@ def test_an_input_error_survives_pickling():
 
     error = pickle.loads(pickle.dumps(InputError("a", "b", "c")))
     assert str(error) == "c: a. B." and error.file == "c"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "0 s"), (119.4, "119 s"), (120, "2 min"), (7140, "119 min"), (12000, "3 h 20 min")]
+)
+def test_durations_are_said_in_units_that_people_use(seconds, said):
+    assert duration(seconds) == said

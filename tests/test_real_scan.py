@@ -36,6 +36,9 @@ TRAINING = {
     "rate_milestones": [9],
     "rate_factor": 0.1,
     "loss_weights": {"segmentation": 0.9, "classification": 0.1},
+    "precision": "auto",
+    "channels_last": "auto",
+    "compile": False,
     "deterministic": True,
     "threads": 1,
 }
@@ -167,11 +170,12 @@ def test_a_model_that_knows_this_head_finds_the_haematoma_on_the_tilted_slices(p
     )
     write_bundle(
         bundle,
+        fold_weights=[],
         network=NETWORK,
         preprocessing=RESAMPLE,
         threshold=0.5,
         rule="youden",
-        calibration={"intercept": 0.0, "slope": 1.0},
+        calibration={"method": "platt", "intercept": 0.0, "slope": 1.0},
         training=TRAINING,
         cohort={"patients": 1, "expansions": 1},
     )

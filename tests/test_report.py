@@ -190,6 +190,42 @@ def test_methods_follow_the_config(write, demo):
     assert "learning rate 0.0123" in words
 
 
+def test_selection_is_told_with_rule_spread_and_ensemble(write, demo, finished, tmp_path):
+    words = Page(write(demo)).text
+    selected = json.loads((finished.R / "select/selected.json").read_text())
+    for sentence in (*selected["rule"].values(), *selected["remarks"]):
+        assert sentence in words
+    assert "base all 12 4 0.71 (0.51 to 0.91) 0.12 0.85 0.05 0.84" in words
+    assert "base 0 4 4 0.71 0.85 0.84" in words
+    assert "No training raised an alarm" in words and "Out of the running" not in words
+    assert "recalibrated on the out-of-fold predictions (Platt's method, intercept" in words
+    assert "The 3 fold models" in words and "SD of 0.17 (median; largest 0.20)" in words
+    changed = tmp_path / "selected.json"
+    changed.write_text(json.dumps(selected | {"dropped": ["rate_1e-3"], "alarms": ["candidate rate_1e-3, fold 1: x"]}))
+    words = Page(write(demo, selected_path=changed)).text
+    assert "Out of the running: rate_1e-3." in words and "candidate rate_1e-3, fold 1: x" in words
+    assert "No training raised an alarm" not in words
+
+
+def test_isotonic_calibration_is_named(write, demo, finished, tmp_path):
+    card = tmp_path / "model.json"
+    card.write_text((finished.R / "final/model/model.json").read_text())
+    knots = {"method": "isotonic", "logit": [0.0, 1.0, 2.0], "probability": [0.2, 0.2, 0.6]}
+    change_json(card, lambda model: model.update(calibration=knots))
+    assert "(isotonic regression with 2 levels)" in Page(write(demo, model_path=card)).text
+
+
+def test_no_ensemble_is_not_mentioned(write, demo, finished):
+    summary = finished.R / "evaluate/summary.json"
+    kept = summary.read_text()
+    none = {"models": 0, "median_sd": None, "largest_sd": None}
+    change_json(summary, lambda content: content.update(ensemble=none))
+    try:
+        assert "fold models" not in Page(write(demo)).text
+    finally:
+        summary.write_text(kept)
+
+
 def test_no_deviation_is_said_too(write, paper):
     words = Page(write(paper)).text
     assert "None: every setting of this run is that of the paper's protocol" in words
@@ -207,7 +243,10 @@ def test_deviations_of_the_demo_and_of_the_chosen_candidate(demo, paper):
     assert compare_protocols(paper, paper, schema) == []
     # 10 and 10.0 are the same protocol.
     assert compare_protocols(merged(paper, {"augment": {"scaling_percent": 10}}), paper, schema) == []
-    faster = merged(paper, {"training": {"threads": 8}, "evaluate": {"overlays": 2}, "seed": 5})
+    faster = merged(paper, {"training": {"threads": 8, "precision": "bf16"}, "evaluate": {"overlays": 2}, "seed": 5})
+    faster = merged(
+        faster, {"computing": {"memory_gb": 8.0}, "predict": {"ensemble": False}, "seed_study": {"seeds": [1]}}
+    )
     assert compare_protocols(faster, paper, schema) == []
     assert [row["key"] for row in compare_protocols(merged(paper, {"folds": 3}), paper, schema)] == ["folds"]
 
@@ -260,6 +299,13 @@ def test_caveats_follow_from_the_numbers(finished):
     said = caveats(summary, flow, synthetic=False)
     assert said[0] == "Alarm of the cross-validation: fold 2 collapsed."
     assert not any("Collins" in one for one in said)
+    alarms = ["candidate base, fold 0: a", "candidate base2, fold 0: b", "candidate base is chosen, but: c"]
+    summary["selection"]["alarms"] = alarms
+    said = caveats(summary, flow, synthetic=False)
+    assert [one[-2:] for one in said if one.startswith("Alarm")] == ["a.", "c."]  # of the chosen candidate
+    assert any("lead is within the spread" in one for one in said)
+    summary["selection"]["remarks"] = ["candidate base leads by 0.3"]
+    assert not any("leads" in one for one in caveats(summary, flow, synthetic=False))
 
 
 def test_numbers_as_printed():

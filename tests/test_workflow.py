@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
+from haemex.locks import locked
 from haemex.nifti import read_volume, write_volume
 from haemex.provenance import ROOT
 
@@ -29,6 +30,7 @@ CONFIG = {
     "network": {"widths": [2, 3, 4, 5], "convs_per_level": 1},
     "training": {"epochs": 2, "batch_size": 4, "learning_rate": 1.0e-3, "rate_milestones": [1]},
     "candidates": {"rate_3e-4": None, "rate_3e-5": None},
+    "select": {"collapsed_dice": 0.0},  # two epochs teach such a network nothing
 }
 AFTER_COHORT = {"train": 2, "select": 1, "final": 1, "predict": 1, "evaluate": 1, "report": 1}
 TRAINING, PATIENTS = 8, 14
@@ -83,11 +85,14 @@ class Project:
         return lambda: path.write_text(text)
 
     def digests(self):
-        """Digest every result but logs and benchmarks."""
+        """Digest every result but what says when and how long: logs, TensorBoard's events, benchmarks."""
         return {
             path.relative_to(self.results).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(self.results.rglob("*"))
-            if path.is_file() and path.suffix != ".log" and not path.name.endswith(".benchmark.tsv")
+            if path.is_file()
+            and path.suffix not in (".log", ".tfevents")
+            and path.name != ".lock"
+            and not path.name.endswith(".benchmark.tsv")
         }
 
 
@@ -104,7 +109,7 @@ def project(tmp_path_factory):
 def test_the_study_ends_with_a_report(project):
     report = (project.results / "report/report.html").read_text()
     assert "<html" in report and "Table 2" in report
-    stages = {path.name for path in project.results.iterdir()}
+    stages = {path.name for path in project.results.iterdir()} - {".lock"}
     assert stages == {
         "phantom", "check", "convert", "measure", "cohort", "table1", "skullstrip", "resample", "inspect", "qc",
         "augment", "train", "select", "final", "predict", "evaluate", "report",
@@ -157,7 +162,7 @@ def test_a_second_run_is_idle(project):
         ("haemex/augment.py", '"""', '"""Reworded. '),
         ("haemex/dicom.py", "\n\n\ndef ", "\n\n\n# A new comment.\ndef "),
         ("workflow/scripts/convert.py", '"""', '"""Reworded. '),
-        ("haemex/logs.py", "about {left:.0f} s left", "{left:.0f} s to go"),
+        ("haemex/logs.py", "about {duration(left)} left", "{duration(left)} to go"),
         ("config/config.yaml", "# paper, Methods", "# the paper's Methods"),
         ("workflow/rules/train.smk", "# Cross-validation", "# The cross-validation"),
     ],
@@ -204,7 +209,11 @@ def test_an_edit_in_the_report_runs_the_report(project):
             {"resample": PATIENTS, "augment": TRAINING, **INSPECTED, **AFTER_COHORT},
         ),
         ({"training": {"epochs": 3}}, AFTER_COHORT),
+        ({"computing": {"memory_gb": 0.1, "checkpoint_minutes": 1.0}}, {}),
         ({"select": {"criterion": "dice"}}, {k: v for k, v in AFTER_COHORT.items() if k != "train"}),
+        ({"select": {"calibration": "isotonic"}}, {k: v for k, v in AFTER_COHORT.items() if k != "train"}),
+        ({"predict": {"precision": "fp32"}}, {"predict": 1, "evaluate": 1, "report": 1}),
+        ({"seed_study": {"candidate": "base", "seeds": [1, 2, 3]}}, {"seed_study_train": 6, "seed_study": 1}),
         ({"evaluate": {"bat_cut": 2}}, {"evaluate": 1, "report": 1}),
         ({"expansion": {"operator": ">="}}, {"check": 1, "cohort": 1, "table1": 1, **AFTER_COHORT}),
         (
@@ -451,9 +460,16 @@ def test_a_bad_patient_is_named_and_stops_no_other(tmp_path_factory, project):
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(tmp_path_factory, project):
-    """Killed with SIGKILL twice, then completed, in a folder of another name: the bytes of the undisturbed run."""
+    """Killed with SIGKILL twice, then completed, in a folder of another name: the bytes of the undisturbed run.
+
+    The first time all processes are killed, the second time Snakemake alone, whose jobs live on. The same command is
+    typed again, nothing else.
+    """
     other = Project(tmp_path_factory.mktemp("killed"))
-    for wait_for in ("results/small/resample/*_ct.nii.gz", "results/small/train/*/fold*"):
+    for wait_for, kill in (
+        ("results/small/resample/*_ct.nii.gz", os.killpg),
+        ("results/small/train/*/*.lock", os.kill),
+    ):
         process = subprocess.Popen(
             other.command(), cwd=other.folder, env=other.environment(), start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -462,12 +478,21 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path_factory, project):
         while not list(other.folder.glob(wait_for)) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         assert process.poll() is None, "the run ended before it could be killed"
-        os.killpg(process.pid, signal.SIGKILL)
+        kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert other.run("--unlock").returncode == 0
     run = other.run()
     assert run.returncode == 0, run.stderr
     assert other.digests() == project.digests()
+
+
+def test_two_runs_of_one_study_do_not_race(project):
+    with locked(project.results / ".lock", "the study small"):
+        run = project.run("--forcerun", "table1")
+        said = run.stdout + run.stderr
+        assert run.returncode == 1 and "Traceback" not in said
+        assert f"haemex: results/small/.lock: process {os.getpid()} works on the study small. Wait" in said
+        assert project.jobs("--forcerun", "table1")["table1"] == 1  # a dry run looks on
+    assert project.run("--forcerun", "table1").returncode == 0
 
 
 def test_without_a_cohort_table_one_sentence(project):

@@ -13,6 +13,8 @@ rule convert:
         "<results>/convert/{patient}_{timepoint}.log",
     benchmark:
         "<results>/convert/{patient}_{timepoint}.benchmark.tsv"
+    wildcard_constraints:
+        timepoint="baseline|followup",
     conda:
         "../../envs/haemex.yaml"
     params:

@@ -1,5 +1,6 @@
 # The final model, trained on the whole training cohort with the chosen hyperparameters.
-# In: the choice, labels, all augmented copies.  Out: the model bundle, all that another centre needs.
+# In: the choice, labels, all augmented copies, weights of the cross-validation.
+# Out: the model bundle, all that another centre needs: the final model, and the chosen candidate's fold models.
 
 
 rule final:
@@ -12,13 +13,20 @@ rule final:
             patient=study.training,
             part=["_ct.nii.gz", "_haematoma.nii.gz", ".json"],
         ),
+        # Of every candidate: which one is chosen is not known before `select` has run.
+        fold_weights=expand(
+            "<results>/train/{candidate}/fold{fold}/model.safetensors", candidate=study.candidates, fold=study.folds
+        ),
     output:
         weights="<results>/final/model/model.safetensors",
+        ensemble=expand("<results>/final/model/fold{fold}.safetensors", fold=study.folds),
         card="<results>/final/model/model.json",
         history="<results>/final/history.tsv",
         roles="<results>/final/roles.tsv",
     log:
         "<results>/final/final.log",
+        curve="<results>/final/curve.png",
+        events="<results>/final/events.out.tfevents",
     benchmark:
         "<results>/final/final.benchmark.tsv"
     conda:

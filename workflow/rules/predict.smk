@@ -6,6 +6,7 @@ rule predict:
     """Predict expansion and segment the haematoma, for all patients in one job."""
     input:
         weights="<results>/final/model/model.safetensors",
+        ensemble=expand("<results>/final/model/fold{fold}.safetensors", fold=study.folds),
         card="<results>/final/model/model.json",
         scans=expand("<results>/resample/{patient}_ct.nii.gz", patient=study.patients),
         cts=expand("<results>/convert/{patient}_baseline.nii.gz", patient=study.patients),
@@ -24,6 +25,8 @@ rule predict:
     params:
         patients={"train": study.training, "test": study.testing},
         resample=config["resample"],
+        precision=config["predict"]["precision"],
+        ensemble=config["predict"]["ensemble"],
         code=code_version("predict"),
     script:
         "../scripts/predict.py"

@@ -1,5 +1,6 @@
 # The hyperparameters and the operating point, from out-of-fold predictions only.
-# In: predictions and roles of every candidate and fold.  Out: selected.json, the chosen predictions, all candidates.
+# In: predictions, roles and histories of every candidate and fold.
+# Out: selected.json, the chosen candidate's predictions, the scores of all candidates.
 
 
 rule select:
@@ -12,6 +13,9 @@ rule select:
             fold=study.folds,
         ),
         roles=expand("<results>/train/{candidate}/fold{fold}/roles.tsv", candidate=study.candidates, fold=study.folds),
+        histories=expand(
+            "<results>/train/{candidate}/fold{fold}/history.tsv", candidate=study.candidates, fold=study.folds
+        ),
     output:
         selected="<results>/select/selected.json",
         predictions="<results>/select/predictions.tsv",
@@ -27,7 +31,9 @@ rule select:
         criterion=config["select"]["criterion"],
         operating_point=config["select"]["operating_point"],
         min_sensitivity=config["select"]["min_sensitivity"],
+        calibration=config["select"]["calibration"],
         collapsed_dice=config["select"]["collapsed_dice"],
+        collapsed_fold=config["select"]["collapsed_fold"],
         code=code_version("select"),
     script:
         "../scripts/select.py"

@@ -20,8 +20,13 @@ rule train:
         roles="<results>/train/{candidate}/fold{fold}/roles.tsv",
     log:
         "<results>/train/{candidate}/fold{fold}.log",
+        curve="<results>/train/{candidate}/fold{fold}/curve.png",
+        events="<results>/train/{candidate}/fold{fold}/events.out.tfevents",
     benchmark:
         "<results>/train/{candidate}/fold{fold}.benchmark.tsv"
+    wildcard_constraints:
+        candidate="[A-Za-z0-9_.-]+",
+        fold=r"\d+",
     conda:
         "../../envs/haemex.yaml"
     threads: lambda w: study.candidate(w.candidate, "training")["threads"]

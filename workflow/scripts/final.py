@@ -26,9 +26,13 @@ if __name__ == "__main__":
             history_path=snakemake.output.history,
             roles_path=snakemake.output.roles,
             checkpoint_path=Path(snakemake.output.history).with_name("final.checkpoint"),
+            **snakemake.config["computing"],
+            curve_path=snakemake.log.curve,
+            events_path=snakemake.log.events,
         )
         write_bundle(
             Path(snakemake.output.card).parent,
+            fold_weights=[p for p in snakemake.input.fold_weights if Path(p).parents[1].name == selected["candidate"]],
             network=settings["network"],
             preprocessing=snakemake.params.resample,
             threshold=selected["threshold"],

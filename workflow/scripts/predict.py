@@ -16,6 +16,8 @@ if __name__ == "__main__":
             ],
             preprocessing=snakemake.params.resample,
             threads=snakemake.threads,
+            precision=snakemake.params.precision,
+            ensemble=snakemake.params.ensemble,
             predictions_path=snakemake.output.predictions,
             masks_folder=Path(snakemake.output.predictions).parent,
         )

@@ -27,4 +27,7 @@ if __name__ == "__main__":
             roles_path=snakemake.output.roles,
             # Outside the outputs, which Snakemake removes when a job is killed.
             checkpoint_path=Path(snakemake.output.weights).parent.with_suffix(".checkpoint"),
+            **snakemake.config["computing"],
+            curve_path=snakemake.log.curve,
+            events_path=snakemake.log.events,
         )
