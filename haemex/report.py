@@ -71,6 +71,7 @@ def write_report(
     model_path,
     reachable_auc,
     report_path,
+    seeds_path=None,
 ):
     """Write the report.
 
@@ -98,6 +99,8 @@ def write_report(
         Of synthetic patients, the AUC of an ideal reader of the images; None for real ones.
     report_path : path-like
         The HTML file.
+    seeds_path : path-like, optional
+        `seed_study/summary.json`.
     """
     import yaml
 
@@ -127,6 +130,7 @@ def write_report(
         flow=flow,
         summary=summary,
         selected=selected,
+        seeds=read_json(seeds_path) if seeds_path else None,
         model=model,
         markers=MARKERS,
         deviations=deviations,

@@ -323,3 +323,19 @@ def test_device_of_the_training_is_named(write, demo, finished, tmp_path):
     card.write_text((finished.R / "final/model/model.json").read_text())
     change_json(card, lambda model: model.update(device="the CPU"))
     assert "Training ran on the CPU." in Page(write(demo, model_path=card)).text
+
+
+def test_the_spread_over_seeds_stands_beside_that_of_patients(write, demo, tmp_path):
+    assert "seed alone" not in write(demo)
+    seeds = {
+        "candidate": "base",
+        "patients": 54,
+        "auc": {"number": 3, "sd": 0.0213, "min": 0.6012, "max": 0.6437},
+        "dice_median": {"number": 3, "sd": 0.00412, "min": 0.8801, "max": 0.8883},
+        "auc_sd_patients": 0.0791,
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(seeds))
+    text = " ".join(Page(write(demo, seeds_path=tmp_path / "summary.json")).words)
+    text = " ".join(text.split())
+    assert "SD of 0.02 (3 seeds, 0.60 to 0.64)" in text and "by 0.004 (0.880 to 0.888)" in text
+    assert "only 54 patients is 0.08" in text

@@ -213,7 +213,10 @@ def test_an_edit_in_the_report_runs_the_report(project):
         ({"select": {"criterion": "dice"}}, {k: v for k, v in AFTER_COHORT.items() if k != "train"}),
         ({"select": {"calibration": "isotonic"}}, {k: v for k, v in AFTER_COHORT.items() if k != "train"}),
         ({"predict": {"precision": "fp32"}}, {"predict": 1, "evaluate": 1, "report": 1}),
-        ({"seed_study": {"candidate": "base", "seeds": [1, 2, 3]}}, {"seed_study_train": 6, "seed_study": 1}),
+        (
+            {"seed_study": {"candidate": "base", "seeds": [1, 2, 3]}},
+            {"seed_study_train": 6, "seed_study": 1, "report": 1},
+        ),
         ({"evaluate": {"bat_cut": 2}}, {"evaluate": 1, "report": 1}),
         ({"expansion": {"operator": ">="}}, {"check": 1, "cohort": 1, "table1": 1, **AFTER_COHORT}),
         (

@@ -13,6 +13,7 @@ rule report:
         model="<results>/final/model/model.json",
         evaluated=rules.evaluate.output,
         truth=study.truth,
+        seeds="<results>/seed_study/summary.json" if "seed_study" in config else [],
     output:
         report="<results>/report/report.html",
     log:
@@ -22,7 +23,8 @@ rule report:
     conda:
         "../../envs/haemex.yaml"
     params:
-        config=config,  # the report prints and compares every setting
+        # The report prints and compares every setting that can change a result.
+        config={section: settings for section, settings in config.items() if section != "computing"},
         templates=folder_version("workflow/report"),
         testing=study.testing,
         code=code_version("report"),

@@ -25,5 +25,6 @@ if __name__ == "__main__":
             reachable_auc=reachable_auc(snakemake.input.truth[0], snakemake.params.testing)
             if snakemake.input.truth
             else None,
+            seeds_path=snakemake.input.seeds or None,
             report_path=snakemake.output.report,
         )
