@@ -1,6 +1,5 @@
 """Where a training can be taken up again: written whole or not at all, read only by the very same training."""
 
-import errno
 import json
 import os
 import time
@@ -10,7 +9,7 @@ import safetensors
 import safetensors.torch
 
 from haemex.files import write_atomically
-from haemex.logs import announce
+from haemex.logs import DISK_FULL, announce
 
 
 class Checkpoint:
@@ -50,7 +49,7 @@ class Checkpoint:
         try:
             write_atomically(self.path, safetensors.torch.save(tensors, metadata), durable=True)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in DISK_FULL:
                 raise
             kept = "the last one is kept" if self.path.exists() else "there is none yet"
             announce(

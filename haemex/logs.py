@@ -1,6 +1,7 @@
 """What a job says: into its log, and on the terminal when it fails or has news."""
 
 import contextlib
+import errno
 import sys
 import time
 import traceback
@@ -8,14 +9,16 @@ from pathlib import Path
 
 from haemex.errors import InputError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 @contextlib.contextmanager
 def log_to(path, patient=None):
     """Send a script's output to its log; end it with one clear line when its input is bad.
 
     Within the block, standard output and standard error go to the log. An `InputError` becomes one line on the
-    terminal and in the log, naming the patient, and exit status 1. Any other exception is a fault of haemex: its
-    traceback stands in the log, and its last line with the log's path on the terminal.
+    terminal and in the log, naming the patient, and exit status 1; so does a full disk. Any other exception is a fault
+    of haemex: its traceback stands in the log, and its last line with the log's path on the terminal.
 
     Parameters
     ----------
@@ -26,22 +29,33 @@ def log_to(path, patient=None):
     """
     who = f"patient {patient}: " if patient else ""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    terminal = sys.stderr
-    with open(path, "w", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        try:
-            yield
-        except InputError as error:
-            print(f"haemex: {who}{error}", file=log)
-            print(f"haemex: {who}{error}", file=terminal, flush=True)
-            sys.exit(1)
-        except Exception as error:
-            traceback.print_exc(file=log)
-            print(
-                f"haemex: {who}{type(error).__name__}: {error} (a fault of haemex; traceback in {path})",
-                file=terminal,
-                flush=True,
-            )
-            sys.exit(1)
+    terminal, said = sys.stderr, None
+    try:
+        with open(path, "w", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            try:
+                yield
+            except InputError as error:
+                said = f"{who}{error}"
+                print(f"haemex: {said}", file=log)
+            except Exception as error:
+                if _disk_is_full(error):
+                    raise
+                said = f"{who}{type(error).__name__}: {error} (a fault of haemex; traceback in {path})"
+                traceback.print_exc(file=log)
+    except OSError as error:  # perhaps the log's own: it stands on that disk
+        if not _disk_is_full(error):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        said = said or f"{who}the disk is full{where}. Free some space, and run the same command again."
+        with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as log:
+            print(f"haemex: {said}", file=log)
+    if said:
+        print(f"haemex: {said}", file=terminal, flush=True)
+        sys.exit(1)
+
+
+def _disk_is_full(error):
+    return isinstance(error, OSError) and error.errno in DISK_FULL
 
 
 def announce(message):

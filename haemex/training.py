@@ -252,7 +252,8 @@ def train_network(
     weights_path : path-like
         Weights and running statistics, safetensors.
     history_path : path-like
-        One row per epoch (`HISTORY_COLUMNS`); validation every tenth of the epochs and after the last.
+        One row per epoch (`HISTORY_COLUMNS`), written anew after each; validation every tenth of the epochs and after
+        the last.
     roles_path : path-like
         Patient, copy, role (`train` or `validation`; a validation scan has the copy "scan").
     checkpoint_path : path-like
@@ -331,6 +332,7 @@ def train_network(
                 if not last and run.checkpoint.due():
                     run.write_checkpoint()
                 with _unwatched_if_need_be(purpose):
+                    write_table(history_path, run.history, HISTORY_COLUMNS)
                     if monitor:
                         monitor.epoch(run.history, time.monotonic() - start if whole else None)
             if validation and predictions is None:  # taken up again after the last epoch

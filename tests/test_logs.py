@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 
 from haemex.errors import InputError
@@ -20,6 +23,18 @@ def test_a_fault_leaves_its_traceback_in_the_log_and_one_line_on_the_terminal(tm
     assert "Traceback" in (tmp_path / "job.log").read_text()
     error = capfd.readouterr().err
     assert error.count("\n") == 1 and "KeyError" in error and "job.log" in error
+
+
+def test_a_full_disk_is_one_sentence_even_if_the_log_cannot_be_written(tmp_path, capfd):
+    with pytest.raises(SystemExit) as end, log_to(tmp_path / "job.log", patient="P7"):
+        raise OSError(errno.ENOSPC, "No space left on device", "results/a.nii.gz")
+    said = "haemex: patient P7: the disk is full (results/a.nii.gz). Free some space, and run the same command again.\n"
+    assert end.value.code == 1 and capfd.readouterr().err == said == (tmp_path / "job.log").read_text()
+    if os.path.exists("/dev/full"):
+        (tmp_path / "full.log").symlink_to("/dev/full")
+        with pytest.raises(SystemExit), log_to(tmp_path / "full.log", patient="P7"):
+            raise OSError(errno.ENOSPC, "No space left on device", "results/a.nii.gz")
+        assert capfd.readouterr().err == said
 
 
 def test_announce_reaches_log_and_terminal(tmp_path, capfd):

@@ -256,7 +256,7 @@ def test_killed_and_started_again_ends_with_the_same_bytes(job, tmp_path, monkey
         step(self, rate)
 
     def write_table(path, *arguments):
-        if place == "at the end" and path == again["history_path"]:
+        if place == "at the end" and path == again["roles_path"]:
             raise Killed
         table(path, *arguments)
 
