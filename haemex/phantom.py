@@ -17,7 +17,7 @@ from haemex.files import write_json
 from haemex.nifti import write_volume
 from haemex.phantom_background import make_background_patient
 from haemex.phantom_brain import TISSUES, brain_volume, draw_brain, sample, structures
-from haemex.phantom_dicom import write_mask, write_scan, write_scout
+from haemex.phantom_dicom import write_map, write_scan, write_scout
 from haemex.phantom_fields import generator, paint, soft
 from haemex.phantom_haematoma import (
     SIGN_BITS,
@@ -33,7 +33,7 @@ from haemex.phantom_haematoma import (
     settle,
     sign_voxels,
 )
-from haemex.phantom_planes import interpolation, plane, points, window_around
+from haemex.phantom_planes import bands, interpolation, plane, points, resized, window_around
 from haemex.phantom_scanner import acquire, draw_scan, surroundings, thin
 from haemex.phantom_skull import compose, draw_skull, outer_reach, skull_levels, slab_fraction
 
@@ -69,12 +69,23 @@ def draw_lesion(patient, head, matrix, seed):
     dict
         See `phantom_haematoma.make_haematoma`; for `phantom_haematoma.at_timepoint`.
     """
+    return _drawn_and_grown(patient, head, matrix, seed)[0]
+
+
+def _drawn_and_grown(patient, head, matrix, seed):
+    """Give `draw_lesion`'s haematoma and, since its signs had to know it, how it has grown on the baseline scan."""
     lesion = settle(draw_haematoma(patient, head, seed), _room(head))
-    scan = draw_scan(patient, head["reach"], "baseline", matrix, seed)
-    now = at_timepoint(lesion, "baseline")
+    grown = _grown(patient, "baseline", matrix, seed, head, lesion)
+    return place_signs(grown["scan"], grown["mask"], grown["lesion"], grown["threshold_mm"]), grown
+
+
+def _grown(patient, timepoint, matrix, seed, head, lesion):
+    """Grow a haematoma on one of the scans to the voxels that were drawn: what `render_scan` returns of it."""
+    now = at_timepoint(lesion, timepoint)
+    scan = draw_scan(patient, head["reach"], timepoint, matrix, seed)
     free = _free(head, now)
-    mask, threshold = grow(scan, now, patient["truth"]["voxels"], lambda x, y, z: free(x, y, z) > 0)
-    return place_signs(scan, mask, now, threshold)
+    mask, threshold = grow(scan, now, patient["truth"][VOXELS[timepoint]], lambda x, y, z: free(x, y, z) > 0)
+    return {"scan": scan, "lesion": now, "mask": mask, "threshold_mm": threshold, "free": free}
 
 
 def render_scan(patient, timepoint, matrix, seed, head=None, lesion=None):
@@ -107,18 +118,17 @@ def render_scan(patient, timepoint, matrix, seed, head=None, lesion=None):
     """
     head = draw_head(patient, seed) if head is None else head
     lesion = draw_lesion(patient, head, matrix, seed) if lesion is None else lesion
-    now = at_timepoint(lesion, timepoint)
-    scan = draw_scan(patient, head["reach"], timepoint, matrix, seed)
-    free = _free(head, now)
-    mask, threshold = grow(scan, now, patient["truth"][VOXELS[timepoint]], lambda x, y, z: free(x, y, z) > 0)
+    return _rendered(patient, timepoint, seed, head, _grown(patient, timepoint, matrix, seed, head, lesion))
+
+
+def _rendered(patient, timepoint, seed, head, grown):
+    """Render the scan on which a haematoma has been grown: what `render_scan` returns."""
+    scan, now = grown["scan"], grown["lesion"]
     brain = brain_volume(head, now, max(BRAIN_SPACING_MM, BRAIN_SPACING_PIXELS * scan["pixel_mm"]))
-    ideal, cavity, tissue = _project(scan, head, now, threshold, brain, free)
-    tissue[mask > 0] = BEYOND_BRAIN["haematoma"]
+    ideal, cavity, tissue = _project(scan, head, now, grown["threshold_mm"], brain, grown["free"])
+    tissue[grown["mask"] > 0] = BEYOND_BRAIN["haematoma"]
     hu = acquire(ideal, scan, (seed, patient["row"]["patient"], timepoint, "noise"))
-    return {
-        "hu": hu, "mask": mask, "cavity": cavity, "tissue": tissue, "scan": scan, "head": head, "lesion": now,
-        "threshold_mm": threshold, "brain": brain, "free": free,
-    }  # fmt: skip
+    return grown | {"hu": hu, "cavity": cavity, "tissue": tissue, "head": head, "brain": brain}
 
 
 def _room(head):
@@ -131,8 +141,11 @@ def _free(head, lesion):
     from scipy.ndimage import map_coordinates
 
     half = VENTRICLES_MM if lesion["where"] == "ventricle" else REACH * lesion["radius"] + OEDEMA_MM
-    first = np.asarray(lesion["centre"]) - half
-    axes = [(start + np.arange(0, 2 * half + LATTICE_MM, LATTICE_MM)).astype(np.float32) for start in first]
+    axes = [start + np.arange(0, 2 * half + LATTICE_MM, LATTICE_MM) for start in np.asarray(lesion["centre"]) - half]
+    reach = head["reach"]  # outside the head there is no room
+    for axis, (middle, extent) in enumerate(zip(reach["centre"], reach["half"], strict=True)):
+        axes[axis] = axes[axis][np.abs(axes[axis] - middle) < extent + LATTICE_MM].astype(np.float32)
+    first = [axis[0] for axis in axes]
     z, y, x = np.meshgrid(axes[2], axes[1], axes[0], indexing="ij")
     level = np.asarray(_room(head)(x, y, z, lesion), np.float32)
 
@@ -158,7 +171,9 @@ def _project(scan, head, lesion, threshold, brain, free, sub_slices=SUB_SLICES):
     step = max(1, round(LEVEL_STEP_MM / pixel))
     coarse_rows, up_rows = interpolation(len(rows), step)
     coarse_columns, up_columns = interpolation(len(columns), step)
+    up = bands(up_rows), bands(up_columns)
     patch = np.s_[first_row:last_row, first_column:last_column]
+    middle = sub_slices // 2
     ideal = np.empty((len(scan["origins"]), matrix, matrix), np.float32)
     cavity = np.zeros_like(ideal)
     tissue = np.zeros(ideal.shape, np.uint8)
@@ -168,28 +183,52 @@ def _project(scan, head, lesion, threshold, brain, free, sub_slices=SUB_SLICES):
         image[:] = surroundings(scan, number)
         if coarse["skin"].max() < -pixel:  # above the vertex
             continue
-        levels = {name: _refined(level, up_rows, up_columns) for name, level in coarse.items()}
+        levels = {name: _refined(level, *up) for name, level in coarse.items()}
         hu = compose(levels, at, rows, columns, head)
         inside = slab_fraction(levels["cavity"], pixel)
-        if inside.max() > 0:
-            content = sample(brain, at, rows, columns)
+        wet, spots = _cavity_window(inside, step)
+        label = None
+        if wet is not None:  # the brain is far smaller than the head
+            own = rows[wet[0]], columns[wet[1]]
+            content = sample(brain, at, *own)
             if lesion["ventricular_blood"]:
-                ventricle = sample(brain, at, rows, columns, "ventricle")
-                lay_ventricular_blood(content, at, rows, columns, lesion, ventricle)
+                ventricle = sample(brain, at, *own, "ventricle")
+                lay_ventricular_blood(content, at, *own, lesion, ventricle)
             if window_around(at, lesion, REACH * threshold + OEDEMA_MM, (matrix, matrix)) is not None:
-                level = free(*points(at, coarse_rows + first_row, coarse_columns + first_column))
-                may = soft(_refined(level, up_rows, up_columns), EDGE_MM)
-                lay(content, at, rows, columns, lesion, threshold, np.broadcast_to(may, content.shape))
-            paint(hu, content, inside)
-        middle = sub_slices // 2
+                level = free(*points(at, coarse_rows[spots[0]] + first_row, coarse_columns[spots[1]] + first_column))
+                may = _refined(level, bands(up_rows[wet[0], spots[0]]), bands(up_columns[wet[1], spots[1]]))
+                lay(content, at, *own, lesion, threshold, np.broadcast_to(soft(may, EDGE_MM), content.shape))
+            inside = inside[(slice(None), *wet)]
+            paint(hu[(slice(None), *wet)], content, inside)
+            label = sample(brain, _only(at, middle), *own, "tissue")[0]
         tissue[number][patch] = _labels(hu[middle], levels["skin"][-1 if len(levels["skin"]) == 1 else middle])
-        if inside.max() > 0:
-            label = sample(brain, _only(at, middle), rows, columns, "tissue")[0]
-            within = np.broadcast_to(inside, hu.shape)[middle] > 0.5
-            tissue[number][patch][within] = label[within]
+        if wet is not None:
+            within = inside[middle] > 0.5
+            tissue[number][patch][wet][within] = label[within]
+            cavity[number][patch][wet] = inside.mean(0)
         image[patch] += (hu + 1000).mean(0) - soft(levels["skin"], pixel).mean(0) * (image[patch] + 1000)
-        cavity[number][patch] = inside.mean(0)
     return ideal, cavity, tissue
+
+
+def _cavity_window(inside, step):
+    """Find the pixels of a slice that hold anything inside the skull, from one spot of the coarse lattice to another.
+
+    Returns
+    -------
+    pixels, spots : tuple of slice, or None
+        Rows and columns: of pixels, and of the spots of the lattice (every `step` pixels) around them.
+    """
+    wet = inside.max(0) > 0
+    if not wet.any():
+        return None, None
+    pixels, spots = [], []
+    for axis, size in enumerate(wet.shape):
+        there = np.flatnonzero(wet.any(1 - axis))
+        first = there[0] // (2 * step) * 2  # an even pixel: `sample` takes every second one
+        last = min(there[-1] // step + 2, (size - 2) // step + 2)
+        pixels.append(slice(first * step, min((last - 1) * step + 1, size)))
+        spots.append(slice(first, last))
+    return tuple(pixels), tuple(spots)
 
 
 def _head_window(scan, head):
@@ -208,7 +247,7 @@ def _refined(level, up_rows, up_columns):
     """Interpolate a coarse level to pixels; one that is nowhere near positive becomes a single value, (1, 1, 1)."""
     if level.max() < FAR_MM:
         return np.full((1, 1, 1), level.max(), np.float32)
-    return np.matmul(up_rows, level.astype(np.float32) @ up_columns.T)
+    return resized(level.astype(np.float32), up_rows, up_columns)
 
 
 def _only(at, part):
@@ -262,20 +301,23 @@ def _make_synthetic(patient, folder, matrix, seed):
     name, truth = patient["row"]["patient"], patient["truth"]
     home = Path(folder, name)
     head = draw_head(patient, seed)
-    drawn = draw_lesion(patient, head, matrix, seed)
+    drawn, grown = _drawn_and_grown(patient, head, matrix, seed)
+    grown["lesion"] = at_timepoint(drawn, "baseline")  # with its signs, which do not change how it has grown
     made = {}
     for timepoint in ("baseline", "followup"):
         if truth[VOXELS[timepoint]] is None:  # no second scan was taken
             (home / timepoint).mkdir(parents=True, exist_ok=True)
             first = made["baseline"]
-            write_mask(home / f"{timepoint}_mask.nii.gz", np.zeros_like(first["mask"]), first["scan"])
+            write_map(home / f"{timepoint}_mask.nii.gz", np.zeros_like(first["mask"]), first["scan"])
             continue
-        one = made[timepoint] = render_scan(patient, timepoint, matrix, seed, head, drawn)
+        if timepoint == "followup":
+            grown = _grown(patient, timepoint, matrix, seed, head, drawn)
+        one = made[timepoint] = _rendered(patient, timepoint, seed, head, grown)
         scan, lesion = one["scan"], one["lesion"]
-        write_mask(home / f"{timepoint}_mask.nii.gz", one["mask"], scan)
+        write_map(home / f"{timepoint}_mask.nii.gz", one["mask"], scan)
         if timepoint == "baseline":
             second = second_reading(one["mask"], scan, generator(seed, name, "second reading"))
-            write_mask(home / "baseline_mask_rater2.nii.gz", second, scan)
+            write_map(home / "baseline_mask_rater2.nii.gz", second, scan)
         write_scan(home / timepoint, one["hu"], scan, patient, timepoint, seed)
         if truth["trap"] == "scout":
             write_scout(home / timepoint, one["hu"], scan, patient, timepoint, seed)
@@ -309,11 +351,11 @@ def write_truth_of(patient, made, folder):
     now, later = made["baseline"], made.get("followup")
     scan = now["scan"]
     signs = sign_voxels(scan, now["mask"], now["lesion"], now["threshold_mm"])
-    write_mask(folder / "tissue.nii.gz", now["tissue"], scan)
-    write_mask(folder / "signs.nii.gz", signs, scan)
+    write_map(folder / "tissue.nii.gz", now["tissue"], scan)
+    write_map(folder / "signs.nii.gz", signs, scan)
     if later:
         growth = growth_on(scan, now["lesion"], now["threshold_mm"], later["lesion"], later["threshold_mm"])
-        write_mask(folder / "growth.nii.gz", growth, scan)
+        write_map(folder / "growth.nii.gz", growth, scan)
     voxel_ml = scan["voxel_mm3"] / 1000
     tissues = {str(label): name for label, name in TISSUES.items()}
     tissues |= {str(label): name for name, label in BEYOND_BRAIN.items()}

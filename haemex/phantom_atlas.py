@@ -36,6 +36,10 @@ CISTERNS = (
     ((0, 48, -70), (14, 14, 12)),  # foramen magnum
 )
 
+# Between the cerebellar hemispheres the map's outline has a notch 9 mm deep. The falx cerebelli, sinuses and fluid fill
+# most of it; the crest of the bone is drawn for each patient.
+NOTCH_MM, NOTCH_BEHIND_MM = 9.0, 60.0  # half width up to which it is filled, and where it begins
+
 # The ventricles' course, left half: chains of (x, y, z) and a radius within which the fluid counts as theirs, atlas mm.
 VENTRICLES = (
     (((17, -31, 0), 6), ((6, -12, 9), 8), ((8, 8, 21), 9), ((16, 32, 20), 10), ((27, 46, 6), 10), ((24, 82, 4), 4)),
@@ -138,6 +142,7 @@ def _cavity(brain):
     x, y, z = coordinates(space.shape, COARSE_MM, np.array([-COARSE_MM * pad, *COARSE_FIRST_MM[1:]]))
     vault = int((VAULT_MM - COARSE_FIRST_MM[2]) / COARSE_MM)
     convex = _convex(space[vault:, :, pad:], x[pad:], y, z[vault:])
+    _fill_notch(space, x.ravel(), y.ravel(), pad)
     for centre, radii in CISTERNS:
         space |= sum(((p - c) / r) ** 2 for p, c, r in zip((x, y, z), centre, radii, strict=True)) < 1
     # Below the grid the spinal canal goes on.
@@ -148,6 +153,15 @@ def _cavity(brain):
     level = np.concatenate([base, convex[above - vault :]])
     level[vault:above] += share * (convex[: above - vault] - base[vault:])
     return gaussian_filter(_mirrored(level) + np.float32(SUBARACHNOID_MM), 1.0)
+
+
+def _fill_notch(space, x, y, middle):
+    """Fill what lies between the two sides of a set at its back, in place; column `middle` is x = 0."""
+    behind, last = np.searchsorted(y, NOTCH_BEHIND_MM), np.searchsorted(x, NOTCH_MM, side="right")
+    part = space[:, behind:, middle:last]
+    part |= np.logical_or.accumulate(part[..., ::-1], 2)[..., ::-1]
+    mirrored = min(middle, part.shape[2] - 1)
+    space[:, behind:, middle - mirrored : middle] = part[..., mirrored:0:-1]
 
 
 def _convex(space, x, y, z):

@@ -38,7 +38,7 @@ LABELS = {name: label for label, name in TISSUES.items()}
 # ASSUME: volume inside the skull above the foramen magnum, mean and SD, mL, of adult East Asian men and women; between
 # Matsumae 1996 (J Neurosurg 84:982; 1469 and 1289) and Yamada 2023 (Eur Radiol 33:7099; 1538 and 1393).
 CAVITY_ML = {"m": (1500.0, 115.0), "f": (1350.0, 105.0)}
-ATLAS_CAVITY_ML = 1899.0  # the same of the atlas (`cavity` > 0 above -62 mm)
+ATLAS_CAVITY_ML = 1903.0  # the same of the atlas (`cavity` > 0 above -62 mm)
 # ASSUME: East Asian heads are broader and shorter than the atlas (cranial index about 0.85 against 0.80).
 PROPORTIONS = np.array([1.025, 0.98, 0.995])
 LARGEST_MM = np.array([149.0, 187.0, np.inf])  # of the cavity, so that a head holder takes the head
@@ -59,6 +59,7 @@ GYRI_MM = (27.0, 19.0, 42.0)
 CEREBRUM_MM, CEREBRUM_RADII_MM = np.array([0.0, 14.0, 4.0]), np.array([66.0, 86.0, 70.0])
 CORTEX_MM = 3.2
 VERTEX = 0.27  # how much more fluid than elsewhere the average must show under the vertex for a sulcus to be there
+SHALLOWEST = np.float32(0.6)  # a sulcus at its shallowest, of its usual depth
 DEEP_GREY = 0.12  # the least share of white matter in basal ganglia and thalami, which are less dense than cortex
 SHARPNESS = 1.9  # how much steeper cortex turns into white matter than in the average
 
@@ -68,6 +69,13 @@ LATTICE_FIRST_MM, LATTICE_LAST_MM = np.array([-84.0, -92.0, -84.0]), np.array([8
 BOTTOM_MM = -78.0  # the volume reaches down the spinal canal to here
 LEVEL_FIRST_MM, LEVEL_LAST_MM = np.array([-99.0, -108.0, -99.0]), np.array([99.0, 132.0, 105.0])
 
+
+# Choroid plexus of the left lateral ventricle: from the foramen of Monro along the floor to the glomus in the atrium,
+# and on into the temporal horn; atlas mm.
+PLEXUS = (
+    ((5, 0, 14), 0.6), ((9, 14, 19), 1.0), ((17, 28, 19), 1.4), ((23, 40, 13), 2.8),
+    ((27, 46, 6), 3.2), ((32, 38, -4), 1.6), ((33, 22, -13), 0.8),
+)  # fmt: skip
 
 # Where small and large old infarcts are, left side, atlas mm.
 LACUNES = ((26, -2, 6), (22, -12, 12), (14, 16, 8), (24, 8, 20), (24, -20, 20), (20, 2, 2), (3, 22, -30))
@@ -95,7 +103,8 @@ def draw_brain(rng, age, sex):
         by name. `brain_...`: densities, widths and lattices that the functions of this module read.
     """
     mean, sd = CAVITY_ML[sex]
-    size = np.cbrt((mean + sd * np.clip(rng.normal(), -2.2, 2.2)) / ATLAS_CAVITY_ML)
+    volume_ml = mean + sd * np.clip(rng.normal(), -1.9, 1.9)
+    size = np.cbrt(volume_ml / ATLAS_CAVITY_ML)
     axes = PROPORTIONS * np.exp(np.clip(rng.normal(0, 0.018, 3), -0.04, 0.04))
     scale = np.minimum(size * axes / np.cbrt(axes.prod()), LARGEST_MM / ATLAS_EXTENT_MM)
     # ASSUME: atrophy starts at about 30. With it the ventricles hold 17 mL at 30, 27 at 62, 43 at 88 (Koreans: 16 mL in
@@ -106,21 +115,23 @@ def draw_brain(rng, age, sex):
     head = {
         "scale": scale,
         "brain_atrophy": atrophy,
-        "brain_ventricle_mm": 5.2 * atrophy**1.2 * np.exp(rng.normal(0, 0.2)) * np.exp([0, rng.normal(0, 0.22)]),
+        "brain_ventricle_mm": 5.2 * atrophy**1.2 * np.exp(rng.normal(0, 0.2)) * np.exp([0, rng.normal(0, 0.3)]),
         "brain_rim_mm": 0.2 + 0.8 * atrophy * np.exp(rng.normal(0, 0.2)),
         "brain_sulcus": np.clip(0.06 - 0.045 * atrophy + rng.normal(0, 0.015), 0.0, 0.15),
         "brain_grey": rng.normal(39.3, 0.6),
         "brain_white": rng.normal(29.1, 0.6),
         "brain_csf": rng.normal(6.0, 1.0),
         "brain_blood": rng.normal(50.0, 2.5),
-        "brain_dura_mm": 1.1 + 0.5 * atrophy * rng.uniform(0.5, 1.5),
+        "brain_dura_mm": 1.4 + 0.5 * atrophy * rng.uniform(0.5, 1.5),
         # ASSUME: white matter loses up to 12 HU beside the ventricles, with age
         "brain_leukoaraiosis": 12.0 * np.clip(atrophy, 0, 1) ** 1.2 * rng.uniform(0.1, 1.0),
         "brain_leukoaraiosis_side": rng.normal(0, 0.15),
-        "brain_sinus_share": rng.normal(0.0, 0.12),
+        "brain_sinus_share": np.clip(rng.normal(0.0, 0.22), -0.45, 0.45),
     }
     head |= _draw_bends(rng)
     head |= _draw_mimics(rng, age)
+    # One's own shape changes the volume: without this the spread would be larger than stated.
+    head["scale"] = np.minimum(scale * np.cbrt(volume_ml / _cavity_ml(head)), LARGEST_MM / ATLAS_EXTENT_MM)
     head["brain_cavity"] = _cavity_lattice(head)
     head["brain_shift"] = _shift_lattice(head)
     return head
@@ -130,7 +141,10 @@ def _draw_bends(rng):
     """Draw the fields that make a brain one person's own."""
     return {
         "brain_shape": [waves(rng, 170.0, 8) for _ in range(3)],
-        "brain_torque_mm": rng.normal(1.2, 1.0),
+        "brain_torque_mm": rng.normal(1.6, 1.2),
+        # ASSUME: plagiocephaly, with diagonals that differ by 4 mm (SD), and sides of unequal height.
+        "brain_plexus": rng.normal(0, 0.4, 2),
+        "brain_skew": np.clip(rng.normal(0, (0.03, 0.018)), -0.06, 0.06),
         "brain_bow_mm": rng.normal(0.0, 1.0),
         "brain_bends": {
             length: [[waves(rng, length, 10) for _ in range(3)] for _ in ("both sides", "against each other")]
@@ -219,13 +233,17 @@ def _shaped(head, first, last, spacing):
     """Take a lattice of the head frame to the atlas by the head's size and outer shape alone."""
     u, v, w = (p / np.float32(s) for p, s in zip(_grid(first, last, spacing), head["scale"], strict=True))
     shift = []
-    for field, mirror in zip(head["brain_shape"], (-1, 1, 1), strict=True):
+    # Heads differ more from each other than their two sides do, in height above all: the orbits hold the floor.
+    for field, mirror, uneven in zip(head["brain_shape"], (-1, 1, 1), (0.8, 0.8, 0.35), strict=True):
         values = _on_lattice(field, head["scale"], first, last, spacing)
         other = mirror * values[..., ::-1]
-        # Heads differ more from each other than their two sides do.
-        shift.append(np.float32(1.4) * (values + other) + np.float32(0.35) * (values - other))
-    # The back of the left hemisphere and the front of the right one reach further.
-    shift[1] -= np.float32(head["brain_torque_mm"]) * np.tanh(u / 25)
+        shift.append(np.float32(1.35) * (values + other) + np.float32(uneven) * (values - other))
+    # The back of the left hemisphere and the front of the right one reach further, and are broader.
+    torque = np.float32(head["brain_torque_mm"])
+    shift[1] -= torque * np.tanh(u / 25)
+    shift[0] -= np.float32(0.7) * torque * np.tanh((v - 10) / 40) * bump(w - 8, 50)
+    for shear, part in zip(head["brain_skew"], shift[1:], strict=True):
+        part += np.float32(shear) * u
     # Frontal lobes hang over the orbits lower than the average brain, whose outline is what all brains share.
     shift[2] += np.float32(FLOOR_MM) * bump(v + 50, 24) * bump(w + 24, 26) * (0.65 + 0.35 * step(np.abs(u) - 14, 4))
     # Nobody's middle is quite straight.
@@ -240,6 +258,15 @@ def _cavity_lattice(head):
     u, v, w = (_upsampled(part, shape) for part in (u, v, w))
     values = _in_atlas("cavity", u, v, w) * np.float32(np.cbrt(np.prod(head["scale"])))
     return {"first": LEVEL_FIRST_MM, "spacing": LEVEL_MM, "values": values}
+
+
+def _cavity_ml(head):
+    """Volume inside the skull above the foramen magnum, mL."""
+    u, v, w = _shaped(head, LEVEL_FIRST_MM, LEVEL_LAST_MM, 2 * LEVEL_MM)
+    inside = soft(_in_atlas("cavity", u, v, w) * np.float32(np.cbrt(np.prod(head["scale"]))), 2 * LEVEL_MM)
+    _, _, z = _grid(LEVEL_FIRST_MM, LEVEL_LAST_MM, 2 * LEVEL_MM)
+    inside *= soft(z + np.float32(62 * head["scale"][2]), 2 * LEVEL_MM)
+    return float(inside.sum()) * (2 * LEVEL_MM) ** 3 / 1000
 
 
 def _between(fine, coarse):
@@ -652,14 +679,15 @@ def _own_sulci(share, at, upper, head):
     there = step(np.abs(at["u"][where]) - 9, 1.5) * step(w + 4, 3)
     narrower = np.float32(0.35) * at["width"][where]
     groove, ribbon = np.zeros_like(depth), np.zeros_like(depth)
-    for name, length, deepest, sign in (("first", GYRI_MM[0], 14.0, 1), ("second", GYRI_MM[1], 9.0, -1)):
+    for name, length, deepest, sign in (("first", GYRI_MM[0], 16.0, 1), ("second", GYRI_MM[1], 10.0, -1)):
         off = np.abs(at[name][where]) * np.float32(0.2 * length)
-        bottom = np.float32(deepest) * (np.float32(0.55) + np.float32(0.75 * sign) * reach)
-        wide = np.float32(0.75 + 0.2 * head["brain_atrophy"]) * (1 + narrower)
+        # Between its deep parts a sulcus goes on, shallow.
+        bottom = np.float32(deepest) * np.maximum(np.float32(0.55) + np.float32(0.75 * sign) * reach, SHALLOWEST)
+        wide = np.float32(0.85 + 0.35 * head["brain_atrophy"]) * (1 + narrower)
         groove = np.maximum(groove, soft(bottom - depth, 3.0) * soft(wide - off, 1.4))
         ribbon = np.maximum(ribbon, soft(bottom + CORTEX_MM - depth, 2.0) * soft(wide + CORTEX_MM - off, 1.6))
     share[where] *= 1 - np.float32(0.85) * ribbon * there
-    return where, (np.float32(0.85) - np.float32(0.35) * step(w - 40, 5)) * groove * there
+    return where, (np.float32(0.85) - np.float32(0.15) * step(w - 40, 5)) * groove * there
 
 
 def _tissues(at, head):
@@ -682,7 +710,12 @@ def _tissues(at, head):
     threshold += np.float32(VERTEX * max(0.0, 1 - 0.5 * head["brain_atrophy"])) * step(w - 40, 6)
     threshold[below], steepness[below] = 0.2 - 0.1 * head["brain_atrophy"], 1 / 0.45
     free = np.clip((fluid - threshold) * steepness, 0, 1)
-    ventricle = np.clip((fluid - 0.3) * np.float32(1 / 0.3), 0, 1) * soft(at["ventricle"] + 1.5, 2.0)
+    # The average's edge is only as sharp as people are alike, and widening stretches it: both are undone.
+    sharper = np.float32(4.0 * (1 + np.mean(head["brain_ventricle_mm"]) / HALF_WIDTH_MM))
+    ventricle = np.clip((fluid - 0.42) * sharper + np.float32(0.5), 0, 1) * soft(at["ventricle"] + 1.5, 2.0)
+    edge = soft(at["ventricle"] + 3, 3.0)
+    edge *= free - ventricle
+    free -= np.maximum(edge, 0, out=edge)
     # Between the hemispheres lies more brain than the average shows, and less fluid.
     middle = np.flatnonzero((np.abs(u) < 6) & upper & (w > 12))
     middle = middle[at["ventricle"][middle] < -3]
@@ -763,10 +796,13 @@ def _chambers(hu, label, ventricle, at, head):
     septum = 0.9 * soft(SEPTUM_MM / 2 - leaves, 1.0) * (at["ventricle"][where] > -6)
     ventricle[where] *= 1 - septum
     _lay(hu, label, where, np.float32(head["brain_white"]), septum, "white")
-    for low, high in (((14, 28, 0), (32, 52, 20)), ((-32, 28, 0), (-14, 52, 20))):
+    for side, size in zip((1, -1), head["brain_plexus"], strict=True):
+        low, high = ((4, -2, -16), (40, 53, 26)) if side > 0 else ((-40, -2, -16), (-4, 53, 26))
         where, u, v, w = _near(at, low, high)
-        plexus = chain(np.abs(u), v, w, (((17, 30, 17), 1.2), ((23, 40, 12), 2.0), ((27, 46, 6), 2.4)))
-        _lay(hu, label, where, np.float32(32), 0.8 * soft(plexus, 1.2) * (at["ventricle"][where] > -2), "ventricle")
+        wet = ventricle[where] > 0.1
+        where, u, v, w = where[wet], u[wet], v[wet], w[wet]
+        plexus = chain(np.abs(u), v, w, PLEXUS) + np.float32(size) + np.float32(0.6) * at["texture"][where]
+        _lay(hu, label, where, np.float32(head["brain_blood"] - 7), 0.85 * soft(plexus, 1.0), "ventricle")
 
 
 def _dura(hu, label, at, head):
@@ -777,7 +813,7 @@ def _dura(hu, label, at, head):
     where, u, v, w = _near(at, (-7, -90, -35), (7, 110, 90))
     plane = np.abs(u) * np.float32(head["scale"][0])
     falx = soft(half - plane, 1.0) * soft(_falx_level(v, w), 3.0) * inside[where]
-    _lay(hu, label, where, np.float32(61), falx, "dura")
+    _lay(hu, label, where, np.float32(59), falx, "dura")
     depth = at["cavity"][where]
     # The superior sagittal sinus grows from the front to the back.
     wide = 3.0 + 2.5 * np.clip((v + 60) / 130, 0, 1)

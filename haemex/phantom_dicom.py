@@ -1,4 +1,4 @@
-"""Synthetic scans as DICOM: CT images and localizers as the scanners of supplemental Table 1 write them, and masks.
+"""Synthetic scans as DICOM: CT images and localizers as the scanners of supplemental Table 1 write them, and maps.
 
 The images meet the CT Image IOD of DICOM PS3.3, A.3. The identity in them is invented, so that tests can search for it.
 """
@@ -185,15 +185,15 @@ def write_scout(folder, hu, scan, patient, timepoint, seed):
     _save(data, np.rint(view + 1024).astype("<i2" if data.PixelRepresentation else "<u2"), folder / "IMS0001")
 
 
-def write_mask(path, mask, scan):
-    """Write a mask with the affine ITK gives a series: orthogonal axes, whatever the tilt of the gantry.
+def write_map(path, values, scan):
+    """Write a mask or another map of a scan with the affine ITK gives a series: orthogonal axes, whatever the tilt.
 
     Parameters
     ----------
     path : path-like
         NIfTI file; its folder is made if it does not exist.
-    mask : array, (z, y, x)
-        Slices sorted along the normal.
+    values : array, (z, y, x)
+        Mask, labels, bits of signs or growth in mm; slices sorted along the normal.
     scan : dict
         From `phantom_scanner.draw_scan`.
     """
@@ -204,7 +204,7 @@ def write_mask(path, mask, scan):
     affine[:3, 2] = scan["normal"] * step
     affine[:3, 3] = scan["origins"][0]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_volume(path, mask, LPS_TO_RAS @ affine)
+    write_volume(path, values, LPS_TO_RAS @ affine)
 
 
 def _uid(*words):

@@ -51,19 +51,26 @@ def field_on(waves, plane, rows, columns):
     array, (s, ny, nx)
     """
     k = waves["k"].astype(float)
-    # A plane's, a row's and a column's factor of each wave: few cosines, and products of them.
-    start, down, across = (
-        np.exp(1j * angle).astype(np.complex64)
+    # Cosines of a plane's, a row's and a column's part of each wave's angle: few of them, and sums of their products.
+    (start_cos, start_sin), (down_cos, down_sin), across = (
+        _cos_sin(angle)
         for angle in (
-            plane["origins"] @ k.T + waves["phase"],
+            (plane["origins"] @ k.T + waves["phase"])[:, None],
             np.outer(rows, k @ plane["row_step"]),
             np.outer(columns, k @ plane["column_step"]),
         )
     )
-    left = start[:, None, :] * down[None]
-    left = np.concatenate([left.real, -left.imag], -1).reshape(-1, 2 * len(k))
-    right = np.concatenate([across.real, across.imag], -1) * np.float32(math.sqrt(2 / len(k)))
-    return (left @ right.T).reshape(len(start), len(rows), len(columns))
+    left = np.empty((len(start_cos), len(rows), 2 * len(k)), np.float32)
+    np.subtract(start_cos * down_cos, start_sin * down_sin, out=left[..., : len(k)])
+    np.add(start_sin * down_cos, start_cos * down_sin, out=left[..., len(k) :])
+    right = np.concatenate([across[0], -across[1]], -1) * np.float32(math.sqrt(2 / len(k)))
+    return (left.reshape(-1, 2 * len(k)) @ right.T).reshape(len(left), len(rows), len(columns))
+
+
+def _cos_sin(angle):
+    """Cosine and sine in single precision, which is many times faster and, within one turn, good to 1e-7."""
+    angle = (angle - 2 * np.pi * np.rint(angle / (2 * np.pi))).astype(np.float32)
+    return np.cos(angle), np.sin(angle)
 
 
 def soft(level, width):

@@ -27,7 +27,7 @@ import numpy as np
 from haemex.errors import InputError
 from haemex.phantom_cohort import IMPLIED
 from haemex.phantom_fields import field_at, field_on, generator, rotation, soft, waves
-from haemex.phantom_planes import interpolation, plane, points, slices, window_around
+from haemex.phantom_planes import bands, interpolation, plane, points, resized, slices, window_around
 
 SPECK_MM3 = 20.0  # ASSUME: readers outline no smaller piece
 
@@ -438,14 +438,14 @@ def _coarse(plane, window):
     for pixels, step in zip(window, (plane["row_step"], plane["column_step"]), strict=True):
         every = max(1, round(COARSE_MM / float(np.linalg.norm(step))))
         places, weights = interpolation(len(pixels), every)
-        axes.append((places + pixels[0], weights))
+        axes.append((places + pixels[0], bands(weights)))
     return axes
 
 
 def _refine(values, axes):
     """Interpolate (..., coarse rows, coarse columns) to pixels."""
     (_, up_rows), (_, up_columns) = axes
-    return up_rows @ (values @ up_columns.T)
+    return resized(values, up_rows, up_columns)
 
 
 def _outline_on(plane, window, lesion):
@@ -566,10 +566,12 @@ def grow(scan, lesion, voxels, allowed, volume_mm3=None):
     """
     count, shape = _depth(scan)
     voxel_mm3 = _voxel_mm3(scan)
-    reach = _reach(lesion, 1.25 * lesion["radius"]) + 4
+    # Far more places lie about a haematoma than in it: those beyond a limit are left out as long as that will do.
+    limit = 1.25 * lesion["radius"]
+    reach = _reach(lesion, limit) + 4
     if lesion["where"] == "ventricle":
-        reach = 75.0
-    for _ in range(4):
+        limit, reach = np.inf, 75.0
+    while True:
         found = []
         for number in range(count):
             where = section(scan, number)
@@ -577,13 +579,20 @@ def grow(scan, lesion, voxels, allowed, volume_mm3=None):
             if window is None:
                 continue
             outline = _outline_on(where, window, lesion)[0]
+            near = outline <= limit
+            if not near.any():
+                continue
+            own = _bounds(near)
+            outline, near = outline[slices(own)], near[slices(own)]
+            window = window[0][own[0]], window[1][own[1]]
             patch = (number, *slices(window))
             free = allowed[patch] if isinstance(allowed, np.ndarray) else allowed(*points(where, *window))[0]
-            found.append((patch, np.where(free, outline, np.inf)))
+            found.append((patch, np.where(free & near, outline, np.inf)))
         mask, threshold, total = _sorted_out(found, (count, *shape), voxels, voxel_mm3, volume_mm3)
         if _reach(lesion, threshold) <= reach or reach > 150:
             break
-        reach = min(max(1.3 * reach, _reach(lesion, threshold) + 2), 160.0)
+        limit = 1.4 * limit if limit < 1.7 * lesion["radius"] else np.inf
+        reach = min(max(1.3 * reach, _reach(lesion, min(threshold, limit)) + 2), 160.0)
     if not np.isfinite(threshold):
         wanted = f"{voxels} voxels" if volume_mm3 is None else f"{volume_mm3 / 1000:.1f} mL"
         raise InputError(
@@ -1380,8 +1389,8 @@ def second_reading(mask, scan, rng):
         agreement = 2 * int((second & part).sum()) / max(int(second.sum()) + total, 1)
         low, high = (middle, high) if agreement > wanted else (low, middle)
     reading = np.zeros_like(mask)
-    reading[patch] = (distance + low * noise > 0) & end
-    return _without_specks(reading, _voxel_mm3(scan))
+    reading[patch] = _without_specks((distance + low * noise > 0) & end, _voxel_mm3(scan)[patch[0]])
+    return reading
 
 
 def _changed_ends(part, distance, drawn, total, rng):

@@ -45,6 +45,35 @@ def plane(scan, number, parts):
     }
 
 
+def bands(weights, size=64):
+    """Cut weights (to, from) that are zero but near the diagonal into blocks without most of the zeros, for `resized`.
+
+    Returns
+    -------
+    list of (slice, slice, array)
+        What a block gives, what it takes, and its weights.
+    """
+    blocks = []
+    for start in range(0, len(weights), size):
+        block = weights[start : start + size]
+        used = np.flatnonzero(block.any(0))
+        taken = slice(used[0], used[-1] + 1) if len(used) else slice(0, 1)
+        blocks.append((slice(start, start + len(block)), taken, np.ascontiguousarray(block[:, taken])))
+    return blocks
+
+
+def resized(values, row_bands, column_bands):
+    """Give `rows @ values @ columns.T` for weights cut by `bands`; of an array (..., ny, nx) of float32."""
+    *others, ny, _ = values.shape
+    half = np.empty((*others, ny, column_bands[-1][0].stop), np.float32)
+    for given, taken, weights in column_bands:
+        np.matmul(values[..., taken], weights.T, out=half[..., given])
+    whole = np.empty((*others, row_bands[-1][0].stop, half.shape[-1]), np.float32)
+    for given, taken, weights in row_bands:
+        np.matmul(weights, half[..., taken, :], out=whole[..., given, :])
+    return whole
+
+
 def interpolation(fine, step):
     """Linear weights (fine, coarse) from every step-th of `fine` pixels (and one beyond) to all of them."""
     coarse = np.arange(0, fine - 1 + step, step)

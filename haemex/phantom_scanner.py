@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from haemex.phantom_fields import generator, paint, rotation, soft
+from haemex.phantom_planes import bands, resized
 
 # Supplemental Table 1 of the paper; fields of view no smaller than holds a head.
 # ASSUME: kernels as published measurements of such kernels have them (MTF 50 % at 0.30 to 0.34 per mm), and noise,
@@ -112,6 +113,7 @@ SCANNERS = {
     },
 }
 BONE_MTF50_PER_MM = 0.8  # of the sharp kernels
+MOST_NOISE_HU = 4.8  # ASSUME: SD in the brain on which a department sets its dose, unless the patient moves
 PLANES_DEG = 10.0  # from the AC-PC plane
 THICKNESS_MM = 5.0  # also the distance between planes
 LOWEST_HU, HIGHEST_HU = -1024, 3071
@@ -170,8 +172,8 @@ def draw_scan(patient, reach, timepoint, matrix, seed):
 
     # ASSUME: planes follow the orbitomeatal line, about 9 degrees off the AC-PC plane, or a line somewhat steeper that
     # spares the eyes, by tilt or by a pillow; now and then a patient lies badly.
-    sd = np.array([2.5, 2.0, 3.0]) if rng.random() > 0.15 else np.array([4.0, 4.5, 6.5])
-    pitch, yaw, roll = np.clip(rng.normal(0, sd), -8.5, 8.5)
+    sd = np.array([2.5, 3.0, 4.0]) if rng.random() > 0.15 else np.array([4.0, 5.0, 7.0])
+    pitch, yaw, roll = np.clip(rng.normal(0, sd), -10.0, 10.0)
     turn = rotation(pitch + PLANES_DEG - truth["tilt_deg"], yaw, roll)
     half, centre = np.asarray(reach["half"], float), np.asarray(reach["centre"], float)
     extent = np.sqrt(((turn * half) ** 2).sum(1))
@@ -196,7 +198,7 @@ def draw_scan(patient, reach, timepoint, matrix, seed):
     highest = (top - start) / normal[2]
     corner = -(matrix - 1) / 2 * pixel * (row_direction + column_direction)
     heights = round(highest, 1) - step * np.arange(slices)[::-1]
-    noise_hu = scanner["noise_hu"] * float(np.clip(rng.normal(1.0, 0.12), 0.75, 1.3))
+    noise_hu = min(scanner["noise_hu"] * float(np.clip(rng.normal(1.0, 0.12), 0.75, 1.3)), MOST_NOISE_HU)
     return {
         "origins": np.round(corner + heights[:, None] * np.array([0.0, 0.0, 1.0]), 4),
         "row_direction": row_direction,
@@ -427,7 +429,7 @@ def acquire(ideal, scan, words):
     noise_large, noise_sd = _large_scale_noise(projections, scan, reduced, rng)
     error += noise_large
     error += (scan["offset_hu"] + rng.normal(0, 0.15, len(ideal)).astype(np.float32))[:, None, None]
-    down, across = (_expansion(scan, reduced, axis) for axis in (1, 0))
+    up = [bands(_expansion(scan, reduced, axis)) for axis in (1, 0)]
     transfer, spectrum = _spectra(scan)
     stored = np.empty(ideal.shape, np.int16)
     shape = ideal.shape[1:]
@@ -437,8 +439,8 @@ def acquire(ideal, scan, words):
             image[edge] = slice_hu[edge]  # the transform would let the table come in from above
         grain = rng.standard_normal((*transfer.shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
         for sector, sd in zip(spectrum, noise_sd, strict=True):
-            image += irfft2(grain * sector, s=shape, overwrite_x=True) * (down @ sd[number] @ across.T)
-        image += down @ error[number] @ across.T
+            image += irfft2(grain * sector, s=shape, overwrite_x=True) * resized(sd[number], *up)
+        image += resized(error[number], *up)
         np.clip(np.rint(image, out=image), LOWEST_HU, HIGHEST_HU, out=image)
         stored[number] = image
     return stored
@@ -604,15 +606,15 @@ def _project(ideal, scan, reduced):
     down, across = _reduction(scan, reduced, 1), _reduction(scan, reduced, 0)
     rows, columns = (np.flatnonzero(weights.any(0)) for weights in (down, across))
     window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    down, across = np.ascontiguousarray(down[:, window[0]]), np.ascontiguousarray(across[:, window[1]].T)
+    down, across = bands(down[:, window[0]], 16), bands(across[:, window[1]], 16)
     n = reduced["n"]
     bone, whole = (np.empty((len(ideal), n, n), np.float32) for _ in range(2))
     for number, image in enumerate(ideal):
         density = image[window] * np.float32(0.001) + np.float32(1)
         share = np.clip(density * np.float32(1 / 0.3) - np.float32(1.1 / 0.3), 0, 1)
         share *= density  # from 100 HU on there is bone, from 400 HU on nothing else
-        whole[number] = down @ density @ across
-        bone[number] = down @ share @ across
+        whole[number] = resized(density, down, across)
+        bone[number] = resized(share, down, across)
     ratio = (SIGNAL @ BONE) / (SIGNAL @ WATER)
     paths = _forward(np.concatenate([whole - bone, bone]), reduced) * np.float32(0.1)
     soft_cm, bone_cm = paths[: len(ideal)], paths[len(ideal) :] / np.float32(ratio)

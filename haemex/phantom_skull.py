@@ -90,13 +90,14 @@ def draw_skull(rng, age, sex):
         "skull_antrum_mucosa_mm": np.where(rng.random(2) < 0.3, rng.uniform(2, 7, 2), 0.4),
         "skull_antrum_fluid": bool(rng.random() < 0.06),
         "skull_ethmoid_mucosa": float(np.clip(rng.normal(0.1, 0.12), 0, 0.5)),
-        "skull_mastoid": np.clip(rng.normal(1.0, 0.14) + rng.normal(0, 0.06, 2), 0.55, 1.25),
+        "skull_mastoid": np.clip(rng.normal(1.05, 0.14) + rng.normal(0, 0.09, 2), 0.55, 1.3),
+        "skull_apex_air": rng.random(2) < 0.3,  # ASSUME: published rates of an aerated apex run from 9 % to 35 %
         "skull_mastoid_fluid": rng.random(2) < 0.04,
         "skull_septum_mm": float(rng.normal(0, 2.0)),
         "skull_globe_mm": float(np.clip(rng.normal(12.0, 0.35), 11.2, 12.9)),
         "skull_lens_out": bool(rng.random() < max(0.0, 0.012 * (age - 62))),  # cataract surgery leaves a thin implant
         "skull_gaze": rng.normal(0, 0.12, 2),
-        "skull_ear": np.stack([rng.normal(1.0, 0.07, 2), rng.normal(0, 0.2, 2)], 1),
+        "skull_ear": np.stack([rng.normal(1.0, 0.07, 2), rng.uniform(-0.9, 0.2, 2)], 1),  # size; pressed to stood off
         "skull_sutures": float(np.clip(1.15 - 0.010 * age + rng.normal(0, 0.15), 0.0, 1.0)),  # they close with age
         "skull_regions": np.clip(rng.normal(1.0, REGION_SD), 0.75, 1.25),
         # Pits of arachnoid granulations beside the sagittal sinus: signed lateral, v, depth and radius.
@@ -112,18 +113,20 @@ def draw_skull(rng, age, sex):
         "skull_crest_mm": np.clip(
             rng.normal((3.0, 2.2, 2.5), (1.2, 0.9, 1.0)), 0.3, 6.0
         ),  # frontal, occipital: cross, foot
+        "skull_crest_off_mm": rng.normal(0, (2.5, 0.12)),  # of the occipital one from the middle, and its lean
         "skull_sulcus_mm": np.clip(rng.normal((1.6, 1.0), 0.5), 0.2, 3.0),  # of the right and left transverse sinus
         "skull_dome_mm": float(np.clip(rng.normal(5.0, 1.2), 2.0, 7.5)),
         "skull_roof": _mixed(rng, (11, 16), 5),
         "skull_inner": _mixed(rng, (17, 26), 5),
         "skull_thickness": waves(rng, 75.0, 8),
         "skull_bumps": _mixed(rng, (18, 26, 40), 4),
-        "skull_scalp": waves(rng, 45.0, 8),
+        "skull_scalp": _mixed(rng, (55, 120), 6),
         "skull_neck": _mixed(rng, (16, 22, 32), 6),
         "skull_diploe": _mixed(rng, (5, 9, 16, 30), 6),
         "skull_grain": _mixed(rng, (2.8, 4.2, 6.5), 7),
-        "skull_cells": _mixed(rng, (7, 10, 14), 6),
-        "skull_cells2": _mixed(rng, (6, 8.5, 12), 6),
+        "skull_cells": _upright(_mixed(rng, (6.5, 9, 13), 6)),
+        "skull_cells2": _upright(_mixed(rng, (4.2, 5.5, 7.5), 6)),
+        "skull_cells3": _upright(_mixed(rng, (4.6, 6.2, 9), 6)),
         "skull_bend": waves(rng, 22.0, 8),
         "skull_bend2": waves(rng, 22.0, 8),
         "skull_flesh": _mixed(rng, (5, 9, 16), 6),
@@ -150,6 +153,11 @@ def _mixed(rng, wavelengths_mm, count):
     return {key: np.concatenate([part[key] for part in parts]) for key in ("k", "phase")}
 
 
+def _upright(field):
+    """Stretch a field upwards: walls that stand across a slice are seen, those that lie in it are not."""
+    return field | {"k": field["k"] * np.array([1, 1, 0.45], np.float32)}
+
+
 # -------------------------------------------------------------------------------------------------------------- levels
 
 
@@ -160,8 +168,8 @@ def atlas_place(x, y, z, head):
     w = z * np.float32(1 / scale[2])
     lateral = x * np.float32(1 / (scale[0] * face[0]))
     # One side lies a little further forward, lower and out than the other.
-    v = v + lateral * np.float32(skew[1])
-    w = w + lateral * np.float32(skew[2])
+    v = v + lateral * np.float32(skew[1] + head["brain_skew"][0])
+    w = w + lateral * np.float32(skew[2] + head["brain_skew"][1])
     lateral = lateral + np.abs(lateral) * np.float32(skew[0])
     # The face is longer or shorter below the base, and flatter or deeper before the temporal poles.
     w = np.where(w < -40, -40 + (w + 40) * np.float32(1 / face[2]), w)
@@ -191,7 +199,8 @@ def _thickness(lateral, v, w, head):
     occiput = step(v - 52, 7)
     if w.min() < -8:
         # Sheets of bone: below the transverse sinus, round the middle fossa, over orbits and sinuses.
-        mm = mm + (np.float32(0.52 * head["skull_mm"]) - mm) * (step(-w - 24, 3.5) * step(v - 30, 6))
+        fossa = np.float32(head["skull_mm"]) * (np.float32(0.52) - np.float32(0.17) * bump(u - 34, 17))
+        mm = mm + (fossa - mm) * (step(-w - 24, 3.5) * step(v - 30, 6))
         middle = step(-w - 15, 3.5) * step(v + 37, 3) * step(13 - v, 4) * step(u - 15, 3)
         mm = mm + (1.9 + 0.9 * step(u - 48, 3) - mm) * middle
         mm = mm + (1.2 - mm) * _anterior_floor(u, v, w)
@@ -238,9 +247,13 @@ def _relief(lateral, v, w, head, dents):
     relief = relief + 0.9 * bump(lateral - 1, 6) * step(w - 24, 6)  # sulcus of the sagittal sinus
     if w.min() < 30:
         relief = relief + 2.4 * back * bump(lateral, 8) * bump(w - 4, 20)
+        off, lean = (np.float32(value) for value in head["skull_crest_off_mm"])
+        aside = lateral - off - lean * (w + 16) + 0.6 * dents
         relief = relief - back * (
-            cross * bump(lateral, 6) * bump(w + 16, 9) + foot * bump(lateral, 3) * bump(w + 38, 15)
+            cross * bump(aside, 6.5) * bump(w + 16, 9)
+            + (foot + 1.5) * np.maximum(1 - np.abs(aside) / (3.5 + dents), 0) * bump(w + 38, 17)
         )
+        relief = relief + 1.2 * back * bump(np.abs(aside) - 9, 4) * bump(w + 34, 14) * (1 + 0.5 * dents)
         right, left = (float(mm) for mm in head["skull_sulcus_mm"])
         depth = np.where(lateral < 0, np.float32(right), np.float32(left))
         along = step(u - 6, 3) * step(v - 34, 5)
@@ -365,12 +378,16 @@ def skull_levels(x, y, z, head):
     if len(near[0]):
         relief = _relief(lateral[near], v[near], w[near], head, dents[near])
         cavity[near] += np.minimum(relief, 0.28 * (outer - inner)[near])
+    if low:
+        # Crest of the petrous bone, to which the tentorium is attached.
+        crest = _Places(lateral, v, w).rod((22, 15, -40), (57, 28, -35), 1.5, 2.4, 1.6)
+        cavity = np.minimum(cavity, (-crest + 0.5 * dents) * size)
     outer = np.minimum(outer, (w + 68 - 0.12 * (v - 45)) * size)  # the foramen magnum stays open below
 
     temporalis = head["skull_temporalis_mm"] * np.clip(
         bump(v + 24 - 0.25 * (w + 20), 44) * step(u - 43, 3.5) * (1 - np.clip((w + 42) / 84, 0, 1) ** 1.2) - 0.05, 0, 1
     )
-    scalp = head["skull_scalp_mm"] * (1 + 0.17 * _field_over(head["skull_scalp"], x, y, z))
+    scalp = head["skull_scalp_mm"] * (1 + 0.23 * np.maximum(_field_over(head["skull_scalp"], x, y, z), -1.6))
     scalp = scalp * (1 + 0.35 * bump(v - 85, 35) * step(-w - 2, 8)) * (1 - 0.25 * bump(v - 100, 12) * bump(w - 8, 16))
     skin = np.maximum(inner + mm, outer - 0.5) + scalp + 0.85 * temporalis
     skin = _within_holder(skin, x, y)
@@ -694,7 +711,7 @@ def _flesh(level, fields, head):
         streak = np.clip(grain * 0.6 + diploe * 0.5 - 0.5, 0, 1) * np.float32(head["skull_muscle_fat"])
         fat = np.maximum(0.8 * planes, streak)
         paint(hu, MUSCLE + 3 * grain - 145 * fat, soft(level["muscle"] - 0.4 * diploe, 1.4))
-    paint(hu, SKIN + 6 * grain, soft(head["skull_skin_mm"] + 0.3 * diploe - level["skin"], 0.9))
+    paint(hu, SKIN + 6 * grain, soft(head["skull_skin_mm"] + 0.5 * diploe - level["skin"], 0.9))
     return hu
 
 
@@ -845,7 +862,8 @@ def _central_base(patch):
     clivus = 6.0 - np.hypot(clivus, 0.42 * np.maximum(u - 4 - 4 * along, 0))
     bone = np.maximum(body, clivus)
     bone = np.maximum(bone, patch.rod((8, -23, -28), (30, -23, -26), 1.6, 1.2))  # lesser wing
-    patch.bone(bone, 1.0, 1150, 330, grain)
+    marrow = np.clip(210 + 130 * grain + 110 * patch.field("skull_bend2"), 10, 700)
+    patch.lay(marrow + (1150 - marrow) * soft(np.float32(1.0) - bone, 1.0), bone)
     # Soft between the clinoids: fossa with the pituitary, cavernous sinuses, subarachnoid space above.
     patch.lay(18, np.minimum(12 - 12 * _sella(u, v), 7.5 - np.abs(w + 25.5)), 1.5)
     patch.lay(50, np.maximum(patch.ball((0, -3, -34), (7, 6, 6)), patch.ball((12.5, -3, -38), (4, 10, 7))), 1.2)
@@ -862,35 +880,49 @@ def _central_base(patch):
 def _temporal_bone(patch):
     """Petrous pyramid with its dense capsule and hollows, mastoid with cells, canal of the ear."""
     head, side = patch.head, patch.side
-    grain, cells = patch.field("skull_grain"), patch.field("skull_cells")
-    cells2 = patch.field("skull_cells2")
+    grain, bend, bend2 = (patch.field(name) for name in ("skull_grain", "skull_bend", "skull_bend2"))
     size = float(head["skull_mastoid"][side])
-    pyramid = patch.rod((15, 5, -43), (56, 30, -47), 5.5, 11.5)
-    mastoid = patch.ball((54.5, 33, -57), (10, 15, 22))
+    pyramid = patch.rod((15, 5, -43), (56, 30, -47), 5.0, 11.0)
+    mastoid = np.maximum(patch.ball((54.5, 33, -57), (10, 15, 22)), patch.ball((57, 33, -39), (7, 15, 13)))
+    mastoid = np.maximum(mastoid, patch.ball((46, 24, -39), (15, 9, 9)))
     tympanic = patch.ball((54, 17, -50), (11, 10, 9))
-    bone = np.maximum(np.maximum(pyramid, tympanic), mastoid) + 1.3 * patch.field("skull_bend")
-    patch.bone(bone, 1.7, 1500, 520, 1.6 * grain)
-    patch.lay(
-        1850 + 60 * grain, patch.ball((38, 17, -43), (9.5, 6.5, 7)) + 0.8 * grain, 2.5
-    )  # capsule of the labyrinth
+    bone = np.maximum(np.maximum(pyramid, tympanic), mastoid) + 1.3 * bend
+    # Thin tables; marrow, mostly fat, is in the apex and wherever there are no cells.
+    marrow = np.clip(330 + 170 * grain + 140 * bend2, 20, 900)
+    value = marrow + (1450 - marrow) * soft(np.float32(1.2) + 0.3 * grain - bone, 1.0)
+    patch.lay(value, bone)
+    capsule = patch.ball((38, 17, -43), (9.0, 5.5, 6.5))
+    patch.lay(1850 + 60 * grain, capsule + 0.8 * grain, 2.5)  # of the labyrinth
     dark = [
         patch.rod((23, 17, -42), (33, 18, -42), 2.6),  # internal canal
         patch.ball((38, 12, -45), (2.6, 2.2, 2.4)),  # cochlea
         patch.ball((40, 18, -43), (2.2, 2.2, 2.2)),  # vestibule
         1.1 - np.abs(np.hypot(patch.v - 20, patch.u - 43) - 4.0) - np.maximum(np.abs(patch.w + 41) - 0.8, 0),
-        patch.rod((28, 4, -52), (17, 0, -46), 3.0),  # carotid canal
-        patch.rod((30, 24, -62), (28, 27, -52), 4.5),  # jugular foramen
+        patch.rod((30, 8, -62), (28, 7, -50), 2.8),  # carotid canal, upright and lying
+        patch.rod((28, 6, -49), (16, -1, -45), 3.0),
+        patch.rod((30, 24, -62), (27, 26, -52), 4.8 if side else 3.8),  # jugular foramen, mostly larger on the right
+        patch.ball((17, 2, -49), (4.2, 4.0, 5.0)),  # foramen lacerum
+        patch.rod((15, 9, -48), (26, 20, -51), 1.4),  # petro-occipital fissure
+        patch.rod((24, -6, -54), (23, -5, -42), 3.2, 2.6),  # foramen ovale
+        patch.rod((29, 1, -54), (29, 1, -44), 1.3),  # foramen spinosum
     ]
-    patch.lay(120, functools.reduce(np.maximum, dark), 1.0)
+    patch.lay(35, functools.reduce(np.maximum, dark), 1.0)
     region = patch.ball((54.5, 33, -56), (8.5 * size, 13 * size, 19 * size))
-    region = np.maximum(region, patch.ball((51, 27, -43), (9.5 * size, 11 * size, 10 * size)))
-    region = np.maximum(region, patch.rod((46, 24, -40), (26 / size, 10.5, -41), 6.5, 3.5))
-    region = region + 1.6 * patch.field("skull_bend2")
-    region = np.minimum(region, np.minimum(-1.3 - patch.level("cavity"), bone - 1.3))
-    region = np.minimum(region, 1.5 - patch.ball((38, 17, -43), (10, 7, 7.5)))
-    air = np.minimum(2.4 * np.minimum(np.abs(cells), np.abs(cells2)) - 0.75, region)
+    region = np.maximum(region, patch.ball((53, 28, -41), (10 * size, 12 * size, 11 * size)))
+    region = np.maximum(region, patch.ball((58, 40, -42), (6 * size, 14 * size, 12 * size)))
+    region = np.maximum(region, patch.rod((48, 25, -39), (30 / size, 13, -42), 7.5, 3.5))
+    if head["skull_apex_air"][side]:
+        region = np.maximum(region, patch.ball((21, 8, -43), (6, 5, 4.5)))
+    region = region + 1.8 * bend2 + 0.7 * bend
+    region = np.minimum(region, np.minimum(-1.1 - patch.level("cavity"), bone - 1.1))
+    region = np.minimum(region, 1.2 - capsule)
     fill = 25.0 if head["skull_mastoid_fluid"][side] else AIR
-    patch.lay(fill, air, 1.0)
+    if region.max() > 0:
+        # Cells grow from the petrous bone to the tip.
+        large = 1.7 * np.abs(patch.field("skull_cells")) - 0.85
+        small = np.minimum(np.abs(patch.field("skull_cells2")), np.abs(patch.field("skull_cells3"))) - np.float32(0.5)
+        tip = np.clip((-patch.w - 45 + 0.5 * (patch.u - 50)) / 18, 0, 1)
+        patch.lay(fill, np.minimum(np.minimum(large, small + 0.35 * tip), region), 1.0)
     hollow = np.maximum(patch.ball((46.5, 18, -46), (3.5, 4.5, 6.5)), patch.ball((50, 25, -42), (3, 4, 3)))
     patch.lay(fill, hollow - 0.5 * grain)
 

@@ -151,6 +151,38 @@ def centre_in_head(one):
     return (points.mean(0) - scan["position"]) @ scan["turn"], one["hu"][one["mask"] > 0].mean()
 
 
+def test_a_haematoma_is_grown_once_per_scan(made, tmp_path, monkeypatch):
+    """The signs need the baseline haematoma before it is rendered: it is not grown a second time."""
+    patients, folder = made
+    patient = with_followup(eligible(patients))[0]
+    times = []
+    monkeypatch.setattr(phantom, "grow", lambda *a, grow=phantom.grow: times.append(1) or grow(*a))
+    make_patient(patient, tmp_path, MATRIX, SEED)
+    assert len(times) == 2
+    name = patient["row"]["patient"]
+    alone = render_scan(patient, "baseline", MATRIX, SEED)
+    np.testing.assert_array_equal(read_volume(folder / name / "baseline_mask.nii.gz")[0], alone["mask"])
+    np.testing.assert_array_equal(read_scan(folder / name / "baseline")[0], alone["hu"])
+
+
+def test_what_lies_outside_the_cavity_needs_no_brain(monkeypatch):
+    """The oracle fills whole slices, not only the window of the cavity, with brain and blood."""
+    patient = next(p for p in eligible(draw_patients(SMALL, SEED)) if p["row"]["intraventricular_haemorrhage"])
+    windowed = render_scan(patient, "baseline", MATRIX, SEED)
+
+    def everything(inside, step):
+        if inside.max() == 0:
+            return None, None
+        return (slice(0, inside.shape[1]), slice(0, inside.shape[2])), (slice(None), slice(None))
+
+    monkeypatch.setattr(phantom, "_cavity_window", everything)
+    whole = render_scan(patient, "baseline", MATRIX, SEED)
+    for name in ("mask", "cavity", "tissue"):
+        np.testing.assert_array_equal(windowed[name], whole[name])
+    assert np.abs(windowed["hu"].astype(int) - whole["hu"]).max() <= 1
+    assert (windowed["hu"] != whole["hu"]).mean() < 1e-4
+
+
 def test_both_scans_show_the_same_head_from_other_places():
     """Tilted or not, turned or not: the haematoma that has not grown lies at the same place of the head."""
     for trap in ("", "tilt"):

@@ -16,7 +16,7 @@ import pytest
 import SimpleITK
 
 from haemex.nifti import read_volume
-from haemex.phantom_dicom import HEADERS, write_mask, write_scan, write_scout
+from haemex.phantom_dicom import HEADERS, write_map, write_scan, write_scout
 from haemex.phantom_scanner import SCANNERS, draw_scan, thin
 from haemex.series import find_series
 
@@ -265,7 +265,7 @@ def test_a_mask_has_the_affine_that_itk_gives_the_series(tmp_path, tilt_deg):
     patient = a_patient("optima", tilt_deg)
     scan = draw_scan(patient, REACH, "baseline", MATRIX, SEED)
     mask = (np.random.default_rng(0).random((len(scan["origins"]), MATRIX, MATRIX)) < 0.1).astype(np.uint8)
-    write_mask(tmp_path / "masks" / "m.nii.gz", mask, scan)
+    write_map(tmp_path / "masks" / "m.nii.gz", mask, scan)
     read, affine = read_volume(tmp_path / "masks" / "m.nii.gz")
     np.testing.assert_array_equal(read, mask)
     image = SimpleITK.ReadImage(str(tmp_path / "masks" / "m.nii.gz"))

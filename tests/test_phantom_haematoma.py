@@ -150,6 +150,22 @@ def test_a_larger_haematoma_holds_a_smaller_one_and_other_draws_differ():
     assert dice(other[0], masks[1]) < 0.95
 
 
+@pytest.mark.parametrize("share", [2.0, 0.3, 0.18])
+def test_the_voxels_are_those_with_the_lowest_outline_however_far_blood_has_to_go(share):
+    """The oracle sorts all voxels of the scan. The narrower the slab that blood may fill, the farther it reaches."""
+    scan, lesion = a_scan(), at_timepoint(draw_haematoma(a_patient(), HEAD, 1), "baseline")
+    pixels, wanted = np.arange(scan["matrix"]), round(17000 / scan["voxel_mm3"])
+    planes = [plane(scan, number, (0.0,)) for number in range(len(scan["origins"]))]
+    outline = np.concatenate([phantom_haematoma._outline_on(one, (pixels, pixels), lesion) for one in planes])
+    half_mm = share * lesion["radius"]
+    free = np.concatenate([np.abs(points(one, pixels, pixels)[0] - lesion["centre"][0]) < half_mm for one in planes])
+    mask, threshold = grow(scan, lesion, wanted, lambda x, y, z: np.abs(x - lesion["centre"][0]) < half_mm)
+    assert threshold == pytest.approx(np.sort(outline[free])[wanted - 1], abs=1e-4)
+    np.testing.assert_array_equal(mask > 0, free & (outline <= threshold))
+    assert (threshold > 1.3 * lesion["radius"]) == (share < 1)
+    np.testing.assert_array_equal(grow(scan, lesion, wanted, free)[0], mask)
+
+
 def test_without_room_the_haematoma_is_refused():
     scan = a_scan()
     lesion = at_timepoint(draw_haematoma(a_patient(), HEAD, 1), "baseline")

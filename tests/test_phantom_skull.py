@@ -143,7 +143,7 @@ def test_regions_of_the_vault_differ_between_people_of_one_mean_thickness():
         thickness, (_, v, _) = vault_surface(head)
         return thickness[v < -45].mean() / thickness[v > 75].mean()
 
-    assert np.std([frontal_by_occipital(seed) for seed in range(30, 36)]) > 0.05
+    assert np.std([frontal_by_occipital(seed) for seed in range(30, 42)]) > 0.05
 
 
 def test_the_inner_table_has_crests_sulci_and_pits(head):
@@ -231,7 +231,7 @@ def test_the_vault_is_closed_and_nothing_is_outside_the_skin(head, z):
     assert (hu[shell] > 1000).mean() > 0.25
     assert hu[shell].max() < 2300
     fat = (levels["outer"] < -2.6) & (skin > 3.2) & (np.broadcast_to(levels["muscle"], hu.shape) < -2)
-    assert -110 < np.median(hu[fat]) < -75
+    assert -110 < np.median(hu[fat]) < -60
     rim = (skin > 0.8) & (skin < 1.5)
     assert 10 < np.median(hu[rim]) < 70
 
@@ -243,15 +243,18 @@ def test_the_roof_of_an_orbit_is_a_thin_sheet_above_its_fat(seed):
     plane = axial_plane(-24.0 * head["scale"][2], parts=parts)
     x, y = points(plane, ROWS, COLUMNS)[:2]
     rows = ROWS[(y[0, :, 0] > -52) & (y[0, :, 0] < -30)]
+    thick = []
     for side in (-1, 1):
         columns = COLUMNS[(side * x[0, 0] > 20) & (side * x[0, 0] < 38)]
         levels, hu = paint_slice(head, plane, rows, columns)
         below = np.broadcast_to(levels["cavity"], hu.shape) < 0
         bone = (hu > 300) & below
         sheet = bone.sum(0) * 0.5
-        assert 0.5 < np.median(sheet) < 2.4
+        thick.append(np.median(sheet))
+        assert 0.5 < thick[-1] < 3.5  # where one side lies lower than the other, its slope is in the way
         under = below & (levels["cavity"] < -3) & (levels["cavity"] > -5)
         assert np.median(hu[under]) < -60
+    assert np.mean(thick) < 2.5
 
 
 def test_the_sella_is_roofed_by_dura_and_the_planum_is_thin():
@@ -303,6 +306,41 @@ def test_muscles_behind_the_skull_taper_off_to_the_sides(seed):
     belly, end = (np.median(thick[on_bone & (u > least) & (u < most)]) for least, most in ((18, 34), (48, 54)))
     assert belly > 7
     assert 2 < end < 0.68 * belly
+
+
+def test_mastoids_are_filled_with_small_cells_and_the_base_has_its_foramina():
+    """Seen with a brain's window, the base was one solid white mass."""
+    head = make_head(11, skull_mastoid=np.ones(2), skull_mastoid_fluid=np.zeros(2, bool))
+    pixel, rows, columns = 0.5, np.arange(460), np.arange(400)
+    plane = axial_plane(-46.0 * head["scale"][2], pixel, (-1.67, 0.0, 1.67))
+    _, hu = paint_slice(head, plane, rows, columns, 5)
+    image = hu.mean(0)
+    lateral, v, _ = (p[1] for p in atlas_place(*points(plane, rows, columns), head))
+    for side in (-1, 1):
+        region = np.hypot((side * lateral - 54) / 7, (v - 33) / 9) < 1
+        share = (image[region] < -300).mean()
+        assert 0.15 < share < 0.85
+        assert (image[region] > 100).mean() > 0.1  # walls, thick enough to be seen through half a centimetre
+        assert label(np.where(region, image, 0) < -300)[1] >= 5
+    low = axial_plane(-52.0 * head["scale"][2], parts=(0.0,))
+    _, hu = paint_slice(head, low)
+    for side in (-1, 1):
+        for place in ((24, -6, -52), (27, 25, -52), (29, 7, -52)):  # oval, jugular, carotid
+            assert np.median(around(hu, low, (side * place[0], *place[1:]), head)) < 150, place
+
+
+def test_the_crest_behind_is_off_the_middle_as_drawn():
+    def ridge(off):
+        head = make_head(11, skull_crest_off_mm=np.array([off, 0.0]), skull_crest_mm=np.array([2.0, 5.0, 4.0]))
+        x = np.arange(-16, 16.5, 0.5, np.float32)
+        y, z = np.arange(50, 125, 0.5, np.float32), np.float32(-34 * head["scale"][2])
+        grid = np.broadcast_arrays(z, y[:, None], x[None])
+        inner = skull_levels(grid[2][None], grid[1][None].copy(), grid[0][None].copy(), head)["cavity"][0]
+        back = np.array([y[np.flatnonzero(column > 0)[-1]] for column in inner.T])
+        return x[np.abs(x - off) < 6][back[np.abs(x - off) < 6].argmin()]
+
+    assert ridge(-4.0) < -2
+    assert ridge(4.0) > 2
 
 
 def test_the_base_holds_air_fat_eyes_and_dense_bone_in_their_places(head):
