@@ -226,7 +226,7 @@ def predict_patients(
             f"predict: {len(patients)} patients on {device_name(device)}, {precision}, "
             + (f"with {len(bundle.ensemble)} fold models" if bundle.ensemble else "without fold models")
         )
-        model, fold_models = place(bundle.model, device), [place(one, device) for one in bundle.ensemble]
+        model, *fold_models = (place(one, device, "auto", precision) for one in (bundle.model, *bundle.ensemble))
         progress = Progress("predict", len(patients))
         for done, (patient, cohort, ct_path, native_path) in enumerate(patients, start=1):
             ct, affine = read_volume(ct_path)

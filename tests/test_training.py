@@ -199,9 +199,12 @@ def test_a_final_model_needs_no_validation(job):
     model.load_state_dict(safetensors.torch.load_file(job["weights_path"]))
 
 
-def test_same_arguments_same_bytes_wherever_copies_are_kept(job, tmp_path):
+@pytest.mark.parametrize(("readers", "ahead"), [(1, 0), (2, 4), (7, 50)])
+def test_same_arguments_same_bytes_whoever_reads_the_copies(job, tmp_path, monkeypatch, readers, ahead):
     train_network(**job)
     again = {**job, **outputs_in(tmp_path / "again")}
+    monkeypatch.setattr("haemex.dataset.READERS", readers)
+    monkeypatch.setattr("haemex.dataset.AHEAD", ahead)
     train_network(**again, memory_gb=0.0)
     assert contents(again) == contents(job)
     other = {**job, **outputs_in(tmp_path / "other"), "seed": 8}
