@@ -18,7 +18,7 @@ from haemex.errors import InputError
 from haemex.files import write_atomically
 
 HEADER_BYTES = 352
-# ISA-L's level: a noisy CT in an eighth of the time that zlib's fastest takes, and fewer bytes (benchmarks/training.py).
+# ISA-L's level: a noisy CT in an eighth of the time that zlib's fastest takes, and smaller (benchmarks/training.py).
 COMPRESSION = 1
 # NIfTI-1 codes of the types that haemex writes.
 TYPES = {2: np.dtype(np.uint8), 4: np.dtype(np.int16), 16: np.dtype(np.float32)}
