@@ -335,8 +335,12 @@ def start(job, pause=0.0):
     return subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def wait_for(path, process):
-    while not path.exists():
+def wait_until_it_trains(job, process):
+    """Wait for the lock of this very process, and for a checkpoint."""
+    lock = job["checkpoint_path"].with_suffix(".lock")
+    while (
+        not lock.exists() or f'"process": {process.pid}' not in lock.read_text() or not job["checkpoint_path"].exists()
+    ):
         assert process.poll() is None, "ended before it was killed"
         time.sleep(0.005)
 
@@ -350,9 +354,8 @@ def test_a_process_killed_outright_goes_on(job, tmp_path, kills):
     while_writing = 0
     for _ in range(kills):
         process = start(again, pause=0.02)
-        wait_for(job["checkpoint_path"].with_suffix(".lock"), process)
-        wait_for(job["checkpoint_path"], process)
-        time.sleep(rng.uniform(0, 0.3))
+        wait_until_it_trains(job, process)
+        time.sleep(rng.uniform(0, 0.5))
         process.kill()
         process.wait()
         while_writing += any(tmp_path.glob(".checkpoint*.partial"))
@@ -393,7 +396,7 @@ def test_the_job_of_a_killed_workflow_hands_over(job, tmp_path):
     train_network(**job)
     again = {**job, **outputs_in(tmp_path / "again"), "checkpoint_minutes": 0}
     orphan = start(again, pause=0.1)
-    wait_for(job["checkpoint_path"], orphan)
+    wait_until_it_trains(job, orphan)
     successor = start(again)
     said, _ = successor.communicate()
     assert successor.returncode == 0
