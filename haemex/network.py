@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from haemex.devices import free_device
 from haemex.errors import InputError
 
 PAPER_WIDTHS, PAPER_CONVS_PER_LEVEL, PAPER_PARAMETERS = (16, 32, 64, 128), 4, 3_802_578
@@ -444,9 +445,8 @@ def computing(threads, deterministic):
     Yields
     ------
     torch.device
-        The first CUDA device if there is one, else the CPU.
+        A GPU that no other job uses, if there is one (`haemex.devices`), else the CPU.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = torch.get_num_threads(), torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
     fill_before = torch.utils.deterministic.fill_uninitialized_memory
     if deterministic:
@@ -457,7 +457,8 @@ def computing(threads, deterministic):
         torch.set_deterministic_debug_mode("error" if deterministic else "default")
         torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory before writing it
         torch.backends.cudnn.benchmark = not deterministic  # picks among algorithms by timing them
-        yield device
+        with free_device() as device:
+            yield device
     finally:
         torch.set_num_threads(before[0])
         torch.set_deterministic_debug_mode(before[1])

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # What these do never changes a result: how a message is printed, a training is watched or kept from running twice, and
 # how this digest is made.
-WITHOUT_EFFECT = frozenset({"locks", "logs", "monitoring", "provenance"})
+WITHOUT_EFFECT = frozenset({"devices", "locks", "logs", "monitoring", "provenance"})
 
 
 def code_version(rule, root=ROOT):
