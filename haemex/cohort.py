@@ -160,6 +160,37 @@ def is_expansion(baseline_ml, followup_ml, absolute_ml, relative_percent, operat
     return growth - absolute_ml > -slack or relative - relative_percent > -slack
 
 
+def expansion_definitions(settings):
+    """List the definitions of expansion a reader may ask for, each with its name; the study's own comes first.
+
+    Parameters
+    ----------
+    settings : dict
+        Section `expansion`.
+
+    Returns
+    -------
+    dict of str to dict
+        Settings of `is_expansion` by name, e.g. "> 6 mL or > 33 %": both operators; 3, 6 and 12.5 mL; either part
+        alone.
+    """
+    definitions = [settings]
+    definitions += [{**settings, "operator": operator} for operator in (">", ">=")]
+    definitions += [{**settings, "absolute_ml": float(ml)} for ml in (3, 6, 12.5)]
+    definitions.append({**settings, "absolute_ml": float("inf")})
+    definitions.append({**settings, "relative_percent": float("inf")})
+    named = {}
+    for definition in definitions:
+        operator = definition["operator"]
+        parts = []
+        if definition["absolute_ml"] != float("inf"):
+            parts.append(f"{operator} {definition['absolute_ml']:g} mL")
+        if definition["relative_percent"] != float("inf"):
+            parts.append(f"{operator} {definition['relative_percent']:g} %")
+        named.setdefault(" or ".join(parts), definition)
+    return named
+
+
 def label_flips(volumes, settings):
     """Count how labels change under other definitions of expansion.
 
@@ -175,24 +206,9 @@ def label_flips(volumes, settings):
     list of dict
         definition, patients, expansions, flips (labels that differ from the study's definition).
     """
-    definitions = [settings]
-    definitions += [{**settings, "operator": operator} for operator in (">", ">=")]
-    definitions += [{**settings, "absolute_ml": float(ml)} for ml in (3, 6, 12.5)]
-    definitions.append({**settings, "absolute_ml": float("inf")})
-    definitions.append({**settings, "relative_percent": float("inf")})
     chosen = [is_expansion(*pair, **settings) for pair in volumes]
-    table, seen = [], set()
-    for definition in definitions:
-        operator = definition["operator"]
-        parts = []
-        if definition["absolute_ml"] != float("inf"):
-            parts.append(f"{operator} {definition['absolute_ml']:g} mL")
-        if definition["relative_percent"] != float("inf"):
-            parts.append(f"{operator} {definition['relative_percent']:g} %")
-        name = " or ".join(parts)
-        if name in seen:
-            continue
-        seen.add(name)
+    table = []
+    for name, definition in expansion_definitions(settings).items():
         labels = [is_expansion(*pair, **definition) for pair in volumes]
         table.append(
             {

@@ -10,19 +10,24 @@ from pathlib import Path
 
 import numpy as np
 
+from haemex.auc_precision import precision_of_auc
 from haemex.baselines import apply_logistic, fit_baselines
+from haemex.bootstrap import RESAMPLES, bootstrap_intervals
 from haemex.calibration import calibrate, calibrated_logit, calibration_in_words, read_calibration
 from haemex.calibration_fit import fit_calibration
+from haemex.calibration_measures import brier_interval, calibration_line, observed_to_expected
 from haemex.cohort import refuse_doubled_scans
+from haemex.decision_curve import decision_curve, useful_range
 from haemex.errors import InputError
 from haemex.files import read_json, write_json
+from haemex.intraclass import icc_agreement
+from haemex.label_sensitivity import label_sensitivity
 from haemex.markers import MARKERS, agreement
 from haemex.nifti import read_volume
 from haemex.segmentation_metrics import dice
 from haemex.statistics import (
     bland_altman,
     brier,
-    calibration_fit,
     count_decisions,
     delong_auc,
     delong_paired,
@@ -32,12 +37,18 @@ from haemex.statistics import (
     wilson_interval,
     youden_threshold,
 )
+from haemex.subgroups import divide, subgroup_table
+from haemex.surface_distance import surface_distances
 from haemex.tables import read_table, write_table
 
 EVALUATION_FILES = (
     "table2.tsv",
     "scores.tsv",
     "dice.tsv",
+    "precision.tsv",
+    "subgroups.tsv",
+    "label_sensitivity.tsv",
+    "decision_curve.tsv",
     "agreement.tsv",
     "acquisition.tsv",
     "leaks.tsv",
@@ -60,7 +71,10 @@ MEASURES = (
 )
 
 
-# --- files -------------------------------------------------------------------------------------------------------
+# ASSUME: an outline with a Dice coefficient below one half has failed: less than half of the two masks is shared.
+FAILED_DICE = 0.5
+# Width of the AUC's interval, 0.05 to either side, of which the report says how many patients it would take.
+WANTED_AUC_WIDTH = 0.1
 
 
 # --- the stage ---------------------------------------------------------------------------------------------------
@@ -83,6 +97,8 @@ def evaluate_study(
     bat_cut,
     operating_point,
     min_sensitivity,
+    expansion,
+    seed,
 ):
     """Evaluate the locked model on the test cohort and write the files named in `EVALUATION_FILES`.
 
@@ -117,6 +133,10 @@ def evaluate_study(
         The rule by which thresholds were chosen on the training cohort.
     min_sensitivity : float
         Used with "sensitivity".
+    expansion : dict
+        Section `expansion` of the config, for other definitions of the label.
+    seed : int
+        The study's seed, for the bootstrap.
 
     Raises
     ------
@@ -163,21 +183,35 @@ def evaluate_study(
     overlap = []
     for row in rows:
         patient = row["patient"]
-        grid = _dice(Path(resample_folder) / f"{patient}_haematoma.nii.gz", predict_folder / f"{patient}_grid.nii.gz")
-        native = _dice(measure_folder / f"{patient}_haematoma.nii.gz", predict_folder / f"{patient}_haematoma.nii.gz")
+        grid = _overlap(
+            Path(resample_folder) / f"{patient}_haematoma.nii.gz", predict_folder / f"{patient}_grid.nii.gz"
+        )
+        native = _overlap(
+            measure_folder / f"{patient}_haematoma.nii.gz", predict_folder / f"{patient}_haematoma.nii.gz"
+        )
         held_out = [one["dice"] for one in out_of_fold if one["patient"] == patient]
         overlap.append(
             {
                 "patient": patient,
                 "cohort": row["cohort"],
-                "dice_grid": grid,
-                "dice_native": native,
+                "dice_grid": grid["dice"],
+                "dice_native": native["dice"],
                 "dice_out_of_fold": held_out[0] if held_out else None,
+                "hd95_grid_mm": grid["hd95_mm"],
+                "hd95_native_mm": native["hd95_mm"],
+                "assd_grid_mm": grid["assd_mm"],
+                "assd_native_mm": native["assd_mm"],
                 "reference_ml": measured[patient]["baseline_ml"],
                 "predicted_ml": float(predictions[patient]["predicted_ml"]),
                 "inside_fraction": resampled[patient]["haematoma_inside_fraction"],
             }
         )
+        overlap[-1]["failure"] = segmentation_failure(overlap[-1])
+    precision, auc_width = precision_table(
+        scores, [row for row in overlap if row["cohort"] == "test"], seed, confidence
+    )
+    curve = decision_curve(scores)
+    scanners = {patient: scanner_name(acquired[patient]["acquisition"]) for patient in patients}
     summary = {
         "confidence": confidence,
         "cohorts": {
@@ -186,11 +220,17 @@ def evaluate_study(
         },
         "operating_point": {**model["operating_point"], "bat_cut": bat_cut},
         "table2": {row["row"]: {name: value for name, value in row.items() if name != "row"} for row in table2},
+        "optimistic": optimistic_points(scores, confidence),
         "out_of_fold": _out_of_fold_summary(out_of_fold, confidence),
         "segmentation": segmentation_summary(overlap, confidence),
         "calibration": calibration_summary(
-            scores, model["calibration"], sum(row["expansion"] for row in training) / len(training)
+            scores, model["calibration"], sum(row["expansion"] for row in training) / len(training), confidence
         ),
+        "precision": {"resamples": RESAMPLES, "auc": auc_width},
+        "decision_curve": {
+            "patients": curve[0]["patients"],
+            **{name: useful_range(curve, name) for name in ("cnn", "volume", "bat")},
+        },
         "baselines": baselines,
         "ensemble": ensemble_summary([predictions[row["patient"]] for row in test], model["ensemble"]),
         "selection": {name: selected[name] for name in ("candidate", "criterion", "remarks", "alarms")},
@@ -204,6 +244,13 @@ def evaluate_study(
     write_table(folder / "table2.tsv", table2)
     write_table(folder / "scores.tsv", scores)
     write_table(folder / "dice.tsv", overlap)
+    write_table(folder / "precision.tsv", precision)
+    write_table(
+        folder / "subgroups.tsv",
+        subgroup_table(scores, divide(test, training, scanners, predictions), confidence),
+    )
+    write_table(folder / "label_sensitivity.tsv", label_sensitivity(test, scores, expansion, confidence))
+    write_table(folder / "decision_curve.tsv", curve)
     write_table(folder / "agreement.tsv", agreement_table(rows, measured, confidence), AGREEMENT_COLUMNS)
     write_table(folder / "acquisition.tsv", acquisition_table(rows, acquired))
     write_json(folder / "summary.json", _without_nan(summary))
@@ -568,11 +615,48 @@ def table_two(scores, operating_point, baselines, bat_cut, confidence):
     return [_without_nan(row) for row in table]
 
 
+def optimistic_points(scores, confidence):
+    """Take the operating points that the test cohort itself would choose: what a study reports that peeks.
+
+    They are optimistic, because threshold and result come from the same patients, and nothing else rests on them.
+
+    Parameters
+    ----------
+    scores : list of dict
+        `score_patients`.
+    confidence : float
+        Level of the intervals, which do not know that the threshold was chosen.
+
+    Returns
+    -------
+    dict of str to dict
+        By row of Table 2 (network, volume, BAT): the threshold with the largest Youden index in the test cohort, on the
+        scale of Table 2's threshold; sensitivity and specificity with Wilson's intervals. A row whose known patients
+        have one outcome only is left out.
+    """
+    points = {}
+    for name, column in (("cnn", "probability"), ("volume", "volume"), ("bat", "bat_score")):
+        known = [row for row in scores if row[column] is not None]
+        labels, values = [row["expansion"] for row in known], [row[column] for row in known]
+        if len(set(labels)) < 2:
+            continue
+        threshold = youden_threshold(labels, values)
+        tp, fn, tn, fp = count_decisions(labels, [int(value >= threshold) for value in values])
+        point = {"threshold": threshold}
+        for measure, interval in (
+            ("sensitivity", wilson_interval(tp, tp + fn, confidence)),
+            ("specificity", wilson_interval(tn, tn + fp, confidence)),
+        ):
+            point |= dict(zip((measure, f"{measure}_lower", f"{measure}_upper"), interval, strict=True))
+        points[MODELS[name]] = point
+    return points
+
+
 # --- segmentation, calibration -----------------------------------------------------------------------------------
 
 
-def _dice(reference_path, predicted_path):
-    """Dice of two mask files on one grid."""
+def _overlap(reference_path, predicted_path):
+    """Dice and surface distances of two mask files on one grid."""
     reference, reference_affine = read_volume(reference_path)
     predicted, predicted_affine = read_volume(predicted_path)
     if reference.shape != predicted.shape or not np.allclose(reference_affine, predicted_affine, atol=1e-3):
@@ -581,7 +665,27 @@ def _dice(reference_path, predicted_path):
             "run the stages measure, resample and predict again",
             predicted_path,
         )
-    return dice(reference, predicted)
+    return {"dice": dice(reference, predicted), **surface_distances(reference, predicted, reference_affine)._asdict()}
+
+
+def segmentation_failure(row):
+    """Say in what way the outline of a haematoma failed on the acquired grid.
+
+    Parameters
+    ----------
+    row : dict
+        `dice_native` and `predicted_ml` (mL).
+
+    Returns
+    -------
+    str
+        "nothing found", "missed" (no voxel shared), "Dice below 0.5", or "" for an outline that did not fail.
+    """
+    if row["predicted_ml"] == 0 and row["dice_native"] == 0:
+        return "nothing found"
+    if row["dice_native"] == 0:
+        return "missed"
+    return f"Dice below {FAILED_DICE:g}" if row["dice_native"] < FAILED_DICE else ""
 
 
 def segmentation_summary(overlap, confidence):
@@ -598,7 +702,9 @@ def segmentation_summary(overlap, confidence):
     -------
     dict
         For "train" (final model, refitted) and "test": n, mean, sd, median, q1, q3, min of Dice on both grids
-        (`native`, `grid`), of the training cohort `out_of_fold` too; `missed` (Dice 0 on the native grid); volume bias
+        (`native`, `grid`), of the training cohort `out_of_fold` too; the same of the surface distances in mm
+        (`hd95_native`, `hd95_grid`, `assd_native`, `assd_grid`; None where no patient has any), whose n leaves out
+        patients in whom one mask is empty; `missed` (Dice 0 on the native grid); `failures`; volume bias
         and limits of agreement in mL (network minus manual); `cut_off` (patients with less than 99 % of the haematoma
         inside the network's field of view) and `least_inside`.
     """
@@ -614,7 +720,12 @@ def segmentation_summary(overlap, confidence):
         summary[cohort] = {
             "native": _distribution([row["dice_native"] for row in group]),
             "grid": _distribution([row["dice_grid"] for row in group]),
+            **{
+                name: _distribution([row[f"{name}_mm"] for row in group])
+                for name in ("hd95_native", "hd95_grid", "assd_native", "assd_grid")
+            },
             "missed": sum(row["dice_native"] == 0 for row in group),
+            "failures": sum(bool(segmentation_failure(row)) for row in group),
             "volume_difference_ml": list(agreement_ml),
             "cut_off": sum(one < 0.99 for one in inside),
             "least_inside": min(inside, default=None),
@@ -626,6 +737,10 @@ def segmentation_summary(overlap, confidence):
 
 
 def _distribution(values):
+    """Describe the values that are there."""
+    values = [value for value in values if value is not None and not math.isnan(value)]
+    if not values:
+        return None
     q1, median, q3 = (float(value) for value in np.quantile(values, [0.25, 0.5, 0.75]))
     return {
         "n": len(values),
@@ -635,6 +750,7 @@ def _distribution(values):
         "q1": q1,
         "q3": q3,
         "min": float(np.min(values)),
+        "max": float(np.max(values)),
     }
 
 
@@ -644,8 +760,8 @@ def _out_of_fold_summary(out_of_fold, confidence):
     return {"auc": area.auc, "auc_lower": area.lower, "auc_upper": area.upper, "n": len(labels)}
 
 
-def calibration_summary(scores, calibration, training_share):
-    """Say how well the probabilities of the test cohort are calibrated.
+def calibration_summary(scores, calibration, training_share, confidence):
+    """Say how well the probabilities of the test cohort are calibrated; they are measured, never fitted anew.
 
     Parameters
     ----------
@@ -655,12 +771,15 @@ def calibration_summary(scores, calibration, training_share):
         Of the model bundle.
     training_share : float
         Share of the training cohort with expansion: the forecast of somebody who looks at no patient.
+    confidence : float
+        Level of the intervals.
 
     Returns
     -------
     dict
-        `raw` and `calibrated`: intercept and slope (0 and 1 are perfect) and Brier score; `brier_of_share`, the Brier
-        score of `training_share`; `expected` and `observed` number of expansions.
+        `raw` and `calibrated`: intercept and slope (0 and 1 are perfect), ratio of observed to expected expansions
+        (`ratio`, 1 is perfect) and Brier score, each with `_lower` and `_upper` (`haemex.calibration_measures`);
+        `brier_of_share`, the Brier score of `training_share`; `expected` and `observed` number of expansions.
     """
     labels = [row["expansion"] for row in scores]
     summary = {"brier_of_share": brier(labels, [training_share] * len(labels)), "observed": sum(labels)}
@@ -668,10 +787,88 @@ def calibration_summary(scores, calibration, training_share):
     logits = [row["logit"] for row in scores]
     calibrated = [calibrated_logit(calibration, logit) for logit in logits]
     for name, column, claimed in (("raw", "probability", logits), ("calibrated", "calibrated_probability", calibrated)):
-        intercept, slope = calibration_fit(labels, claimed)
-        score = brier(labels, [row[column] for row in scores])
-        summary[name] = {"intercept": intercept, "slope": slope, "brier": score}
+        probabilities = [row[column] for row in scores]
+        intercept, slope = calibration_line(labels, claimed, confidence)
+        measures = {
+            "intercept": intercept,
+            "slope": slope,
+            "ratio": observed_to_expected(labels, probabilities, confidence),
+            "brier": brier_interval(labels, probabilities, confidence),
+        }
+        summary[name] = {}
+        for measure, interval in measures.items():
+            names = (measure, f"{measure}_lower", f"{measure}_upper")
+            summary[name] |= dict(zip(names, interval, strict=True))
     return summary
+
+
+def precision_table(scores, overlap, seed, confidence):
+    """Say how far the main results hang on who happened to be in the test cohort.
+
+    Parameters
+    ----------
+    scores : list of dict
+        `score_patients`.
+    overlap : list of dict
+        Rows of `dice.tsv` of the same patients in the same order.
+    seed : int
+        The study's seed.
+    confidence : float
+        Level of the intervals.
+
+    Returns
+    -------
+    table : list of dict
+        One row each for the AUC, sensitivity and specificity of the network and the median Dice on both grids: measure,
+        estimate, bootstrap_lower, bootstrap_upper, resamples (that count), formula_lower, formula_upper and formula
+        (the interval Table 2 prints; None for a median).
+    auc_width : dict
+        `haemex.auc_precision.precision_of_auc`.
+    """
+    labels = np.array([row["expansion"] for row in scores], int)
+    cnn = np.array([row["cnn"] for row in scores], float)
+    positive = np.array([row["positive"] for row in scores], int)
+
+    def share(of):
+        return lambda drawn: (
+            float(np.mean(positive[drawn][labels[drawn] == of] == of)) if of in labels[drawn] else math.nan
+        )
+
+    def median(column):
+        values = np.array([row[column] for row in overlap], float)
+        return lambda drawn: float(np.median(values[drawn]))
+
+    area = delong_auc(labels, cnn, confidence)
+    tp, fn, tn, fp = count_decisions(labels, positive)
+    wilson = "Wilson, continuity-corrected"
+    plan = {
+        "AUC": (lambda drawn: delong_auc(labels[drawn], cnn[drawn]).auc, (area.lower, area.upper), "DeLong"),
+        "Sensitivity": (share(1), wilson_interval(tp, tp + fn, confidence)[1:], wilson),
+        "Specificity": (share(0), wilson_interval(tn, tn + fp, confidence)[1:], wilson),
+        "Dice, median, network's grid": (median("dice_grid"), (None, None), None),
+        "Dice, median, acquired grid": (median("dice_native"), (None, None), None),
+    }
+    found = bootstrap_intervals(
+        len(scores), {name: measure for name, (measure, _, _) in plan.items()}, seed, confidence
+    )
+    table = []
+    for name, (_, (lower, upper), formula) in plan.items():
+        one = found[name]
+        table.append(
+            {
+                "measure": name,
+                "estimate": one["estimate"],
+                "bootstrap_lower": one["lower"],
+                "bootstrap_upper": one["upper"],
+                "resamples": one["resamples"],
+                "formula_lower": lower,
+                "formula_upper": upper,
+                "formula": formula,
+            }
+        )
+    events = int(labels.sum())
+    width = precision_of_auc(area.auc, area.variance, events, len(labels) - events, WANTED_AUC_WIDTH, confidence)
+    return [_without_nan(row) for row in table], width
 
 
 def ensemble_summary(predictions, ensemble):
@@ -705,7 +902,7 @@ AGREEMENT_COLUMNS = ("item", "measure", "n", "estimate", "lower", "upper", "inte
 
 
 def agreement_table(rows, measured, confidence):
-    """Collect what was read or drawn twice: kappa of every marker, Dice and volumes of the masks.
+    """Collect what was read or drawn twice: kappa of every marker, Dice of the masks, ICC and difference of volumes.
 
     Parameters
     ----------
@@ -736,6 +933,7 @@ def agreement_table(rows, measured, confidence):
     if twice:
         overlaps = [one["rater_dice"] for one in twice]
         volumes = bland_altman([one["rater2_ml"] for one in twice], [one["baseline_ml"] for one in twice], confidence)
+        icc = icc_agreement([[one["baseline_ml"], one["rater2_ml"]] for one in twice], confidence)
         for values in (
             (
                 "Haematoma mask",
@@ -746,10 +944,17 @@ def agreement_table(rows, measured, confidence):
                 max(overlaps),
                 "range",
             ),
+            ("Haematoma volume", "ICC(2,1), absolute agreement", len(twice), *icc, level),
             ("Haematoma volume", "mean difference, mL", len(twice), *volumes, "limits of agreement"),
         ):
             table.append(dict(zip(AGREEMENT_COLUMNS, values, strict=True)))
     return table
+
+
+def scanner_name(acquisition):
+    """Name a scanner by manufacturer and model, as far as the DICOM says: "GE MEDICAL SYSTEMS Optima CT540"."""
+    names = [str(acquisition[key]).strip() for key in ("manufacturer", "model") if acquisition[key]]
+    return " ".join(names) or "not recorded"
 
 
 def acquisition_table(rows, acquired):
@@ -771,9 +976,7 @@ def acquisition_table(rows, acquired):
     """
     scanners = {}
     for row in rows:
-        acquisition = acquired[row["patient"]]["acquisition"]
-        names = [str(acquisition[key]).strip() for key in ("manufacturer", "model") if acquisition[key]]
-        scanners.setdefault(" ".join(names) or "not recorded", []).append(row)
+        scanners.setdefault(scanner_name(acquired[row["patient"]]["acquisition"]), []).append(row)
     table = []
     for scanner, group in sorted(scanners.items()):
         taken = [acquired[row["patient"]]["acquisition"] for row in group]

@@ -1,4 +1,4 @@
-"""The figures of the study, as PNG and SVG, the same bytes for the same input.
+"""The figures of the study, as PNG, SVG and PDF, the same bytes for the same input.
 
 Colours are those of Okabe and Ito, which stay apart under colour blindness; no figure tells groups apart by colour
 alone. Contours of Figure 3 keep the paper's red (manual) and green (network) and differ in lightness and dash too.
@@ -22,8 +22,10 @@ FIGURES = (
     "volumes",
     "overlays",
     "roc",
+    "subgroups",
     "probability",
     "calibration",
+    "decision_curve",
 )
 
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#8A8F98", "#1F2328"
@@ -50,6 +52,7 @@ STYLE = {
     "savefig.facecolor": "white",
     "svg.hashsalt": "haemex",
     "svg.fonttype": "path",
+    "pdf.fonttype": 42,  # TrueType, which journals accept and editors can change
 }
 BRAIN_WINDOW_HU = (0.0, 80.0)
 
@@ -76,15 +79,15 @@ def draw_figures(
     predict_folder,
     overlays,
 ):
-    """Draw every figure of `FIGURES` as `<name>.png` and `<name>.svg`.
+    """Draw every figure of `FIGURES` as `<name>.png`, `<name>.svg` and `<name>.pdf`.
 
     Parameters
     ----------
     flow_path : path-like
         `cohort/flow.json`.
     evaluate_folder : path-like
-        Holds `scores.tsv`, `table2.tsv`, `dice.tsv` and `summary.json` of `haemex.evaluation.evaluate_study`; gets the
-        figures.
+        Holds `scores.tsv`, `table2.tsv`, `dice.tsv`, `subgroups.tsv`, `decision_curve.tsv` and `summary.json` of
+        `haemex.evaluation.evaluate_study`; gets the figures.
     out_of_fold_path : path-like
         `select/predictions.tsv`.
     histories : list of path-like
@@ -129,14 +132,20 @@ def draw_figures(
                 read_table(out_of_fold_path), scores, summary["operating_point"]["threshold"]
             ),
             "calibration": draw_calibration(scores, summary),
+            "subgroups": draw_subgroups(read_table(Path(evaluate_folder) / "subgroups.tsv"), summary["confidence"]),
+            "decision_curve": draw_decision_curve(read_table(Path(evaluate_folder) / "decision_curve.tsv")),
         }
         for name in FIGURES:
             save(drawn[name], Path(evaluate_folder) / name)
 
 
 def save(figure, stem):
-    """Write `<stem>.png` (200 dpi) and `<stem>.svg` without a date or a version, so that bytes can be compared."""
-    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+    """Write `<stem>.png` (200 dpi), `.svg` and `.pdf` without a date or a version, so that bytes can be compared."""
+    metadata = {
+        "png": {"Software": None},
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
     for kind, fixed in metadata.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=200, metadata=fixed, bbox_inches="tight", pad_inches=0.08)
@@ -695,6 +704,98 @@ def draw_calibration(scores, summary):
     rug.set_yticks([0, 1], ["no expansion", "expansion"])
     rug.set(ylim=(-0.6, 1.6), xlim=(-0.02, 1.02), xlabel="Predicted probability (calibrated on the training cohort)")
     rug.tick_params(axis="y", length=0)
+    return figure
+
+
+def draw_decision_curve(table):
+    """Draw the net benefit of acting on the network, on the logistic models, on everybody and on nobody.
+
+    Parameters
+    ----------
+    table : list of dict
+        Rows of `decision_curve.tsv`.
+    """
+    figure = _figure(6.6, 4.2)
+    axes = figure.subplots()
+    x = [row["threshold"] for row in table]
+    curves = (
+        ("none", "nobody", INK, "-", 1.0),
+        ("all", "everybody", GREY, (0, (2, 2)), 1.4),
+        ("bat", "BAT score", GREEN, "-.", 1.8),
+        ("volume", "haematoma volume", ORANGE, "--", 1.8),
+        ("cnn", "CNN", BLUE, "-", 2.2),
+    )
+    for name, label, colour, dash, width in curves:
+        if all(row[name] is not None for row in table):
+            axes.plot(x, [row[name] for row in table], color=colour, linestyle=dash, linewidth=width, label=label)
+    share = table[0]["expansions"] / table[0]["patients"] if table[0]["patients"] else 1.0
+    # Acting on everybody falls without limit: its far negative end would flatten all that matters.
+    axes.set(xlim=(0, max(x)), ylim=(-0.25 * share - 0.01, 1.08 * share + 0.01))
+    axes.set(xlabel="Probability from which one would act", ylabel="Net benefit per patient")
+    axes.grid(color="#EEF0F2", linewidth=0.7)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], loc="upper right", title="Acting on", title_fontsize=8.5, alignment="left")
+    return figure
+
+
+def draw_subgroups(table, confidence):
+    """Draw a forest plot of the network's AUC in every subgroup, with counts; say where there is none.
+
+    Parameters
+    ----------
+    table : list of dict
+        Rows of `subgroups.tsv`, the whole test cohort first.
+    confidence : float
+        Level of the intervals.
+    """
+    from haemex.statistics import round_half_up
+
+    lines, division = [], None
+    for row in table:
+        if row["division"] != division and row is not table[0]:
+            lines.append((row["division"], None))
+        division = row["division"]
+        lines.append(("Test cohort" if row is table[0] else f"   {row['group']}", row))
+    figure = _figure(7.4, 0.235 * len(lines) + 0.75)
+    names, axes, numbers = figure.subplots(1, 3, sharey=True, width_ratios=[2.7, 2.6, 2.1])
+    for aside in (names, numbers):
+        aside.axis("off")
+
+    def write(panel, x, height, said, **how):
+        # Text is no part of the layout: a long name would else push the panels apart.
+        panel.text(x, height, said, va="center", **({"fontsize": 8.5} | how)).set_in_layout(False)
+
+    axes.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (2, 2)))
+    if table[0]["auc"] is not None:
+        axes.axvline(table[0]["auc"], color=BLUE, linewidth=0.8)
+    largest = max(row["n"] for row in table) or 1
+    soft = "#5A6068"
+    for height, (label, row) in enumerate(lines):
+        head = row is None or row is table[0]
+        write(names, 0, height, label, fontweight="bold" if head else "normal")
+        if row is None:
+            continue
+        write(numbers, 0.26, height, f"{row['expansions']} / {row['n']}", ha="right")
+        if row["auc"] is None:
+            white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            write(axes, 0.5, height, row["note"], fontsize=8, color=soft, ha="center", bbox=white)
+            write(numbers, 0.36, height, "none", color=soft)
+            continue
+        said = round_half_up(row["auc"], 2)
+        if row["auc_lower"] is None:
+            said += " (no interval)"
+        else:
+            axes.plot([row["auc_lower"], row["auc_upper"]], [height] * 2, color=BLUE, linewidth=1.4)
+            said += f" ({round_half_up(row['auc_lower'], 2)} to {round_half_up(row['auc_upper'], 2)})"
+        marker = "D" if row is table[0] else "s"
+        size = 3.5 + 4.5 * (row["n"] / largest) ** 0.5
+        axes.plot(row["auc"], height, marker, color=BLUE, markersize=size, clip_on=False)
+        write(numbers, 0.36, height, said)
+    write(numbers, 0.26, -1, "Events / all", ha="right", fontweight="bold")
+    write(numbers, 0.36, -1, f"AUC ({100 * confidence:g} % CI)", fontweight="bold")
+    axes.set(xlim=(-0.01, 1.01), ylim=(len(lines) - 0.4, -1.6), xlabel="AUC of the network")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", left=False, labelleft=False)
     return figure
 
 

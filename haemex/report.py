@@ -51,6 +51,8 @@ PACKAGES = (
     "matplotlib",
     "jinja2",
 )
+# Tables of the stage evaluate that the report prints row by row.
+TABLES = ("table2", "agreement", "leaks", "precision", "subgroups", "label_sensitivity", "decision_curve")
 # Validation of a prediction model wants at least 100 patients with and 100 without the outcome
 # (Collins, Ogundimu and Altman 2016, Stat Med 35:214; Vergouwe 2005, J Clin Epidemiol 58:475).
 WANTED_EVENTS = 100
@@ -143,7 +145,8 @@ def write_report(
         table1=read_table(table1_path, as_text=True),
         acquisition=read_table(evaluate_folder / "acquisition.tsv", as_text=True),
         candidates=read_table(candidates_path),
-        **{name: read_table(evaluate_folder / f"{name}.tsv") for name in ("table2", "agreement", "leaks")},
+        failures=failed_outlines(read_table(evaluate_folder / "dice.tsv")),
+        **{name: read_table(evaluate_folder / f"{name}.tsv") for name in TABLES},
     )
     write_atomically(report_path, text.encode())
     announce(f"the report: {report_path}")
@@ -413,6 +416,18 @@ def caveats(summary, flow, synthetic):
     if unchecked:
         said.append(f"{plural(unchecked, 'patient')} did not enter because a criterion could not be checked.")
     return said
+
+
+def failed_outlines(dice):
+    """List the patients of the test cohort in whom the segmentation failed, the worst first.
+
+    Parameters
+    ----------
+    dice : list of dict
+        Rows of `dice.tsv`.
+    """
+    failed = [row for row in dice if row["cohort"] == "test" and row["failure"]]
+    return sorted(failed, key=lambda row: (row["dice_native"], -row["reference_ml"], row["patient"]))
 
 
 # --- images ------------------------------------------------------------------------------------------------------

@@ -433,6 +433,8 @@ def fabricate(folder, matrix=48, slices=12, signal=1.5, seed=10):
             "bat_cut": 3,
             "operating_point": "youden",
             "min_sensitivity": 0.9,
+            "expansion": {"absolute_ml": 6.0, "relative_percent": 33.0, "operator": ">"},
+            "seed": 7,
         },
         figures={
             "flow_path": R / "cohort/flow.json",

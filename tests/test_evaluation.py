@@ -21,7 +21,9 @@ from haemex.evaluation import (
     check_roles,
     ensemble_summary,
     evaluate_study,
+    optimistic_points,
     score_patients,
+    segmentation_failure,
     segmentation_summary,
     table_two,
 )
@@ -149,6 +151,19 @@ def test_bat_is_cut_at_the_score_and_ranked_by_the_model():
     assert two(rows, bat_cut=3)["BAT score"]["tp"] == 2
     assert two(rows, bat_cut=2)["BAT score"]["fp"] == 1
     assert two(rows)["BAT score"]["threshold"] == 3
+
+
+def test_optimistic_points_by_hand_are_never_worse_in_youden():
+    rows = made_up([1, 1, 0, 0, 0], bat_score=[3, None, 1, 0, 2], volume=[0.4, 0.3, 0.35, 0.1, 0.2])
+    for row, probability in zip(rows, [0.6, 0.5, 0.55, 0.2, 0.1], strict=True):
+        row["probability"] = probability
+    points = optimistic_points(rows, 0.95)
+    # From half-way between 0.5 and 0.2 on both are found and one of three is called wrongly.
+    assert points["CNN"]["threshold"] == pytest.approx(0.35)
+    assert (points["CNN"]["sensitivity"], points["CNN"]["specificity"]) == (1, pytest.approx(2 / 3))
+    assert points["BAT score"]["threshold"] == 2.5 and points["BAT score"]["specificity"] == 1
+    assert points["Haematoma volume"]["threshold"] == pytest.approx(0.25)
+    assert "BAT score" not in optimistic_points([row | {"bat_score": None} for row in rows], 0.95)
 
 
 def test_missing_reading_leaves_the_patient_out_of_that_row_only():
@@ -443,16 +458,90 @@ def test_missing_reading_is_counted(finished):
 def test_segmentation_summary_by_hand():
     rows = [
         {"cohort": "test", "dice_native": d, "dice_grid": d, "dice_out_of_fold": None, "reference_ml": 10.0}
-        | {"predicted_ml": p, "inside_fraction": f}
-        for d, p, f in ((0.0, 0.0, 0.5), (0.8, 12.0, 1.0), (0.9, 9.0, 0.995))
+        | {"predicted_ml": p, "inside_fraction": f, "hd95_native_mm": h, "hd95_grid_mm": h, "assd_native_mm": 2.0}
+        | {"assd_grid_mm": None}
+        for d, p, f, h in ((0.0, 0.0, 0.5, math.nan), (0.8, 12.0, 1.0, 4.0), (0.9, 9.0, 0.995, 7.0))
     ]
     test = segmentation_summary(rows, 0.95)["test"]
     assert test["native"]["median"] == 0.8 and test["native"]["min"] == 0
     assert test["native"]["mean"] == pytest.approx(1.7 / 3)
     assert test["missed"] == 1 and test["cut_off"] == 1 and test["least_inside"] == 0.5
+    # One patient has no surface of the network's: the other two count, and the table says how many.
+    assert (test["hd95_native"]["n"], test["hd95_native"]["median"], test["hd95_native"]["max"]) == (2, 5.5, 7.0)
+    assert test["assd_native"]["mean"] == 2 and test["assd_grid"] is None and test["failures"] == 1
     differences = np.array([-10.0, 2.0, -1.0])
     spread = 1.959964 * differences.std(ddof=1)
     assert test["volume_difference_ml"] == pytest.approx([-3.0, -3.0 - spread, -3.0 + spread], abs=1e-4)
+
+
+def test_surface_distances_are_those_of_the_files(finished):
+    from haemex.surface_distance import surface_distances
+
+    rows = {row["patient"]: row for row in read_table(finished.R / "evaluate/dice.tsv")}
+    for grid, a, b in (
+        ("native", "measure/P016_haematoma.nii.gz", "predict/P016_haematoma.nii.gz"),
+        ("grid", "resample/P016_haematoma.nii.gz", "predict/P016_grid.nii.gz"),
+    ):
+        (one, affine), (other, _) = read_volume(finished.R / a), read_volume(finished.R / b)
+        hd95, assd = surface_distances(one, other, affine)
+        assert (rows["P016"][f"hd95_{grid}_mm"], rows["P016"][f"assd_{grid}_mm"]) == (hd95, assd)
+        assert 0 < assd < hd95 < 20
+    lost = rows["P015"]
+    assert lost["hd95_native_mm"] is None and lost["assd_native_mm"] is None and lost["failure"] == "nothing found"
+    summary = json.loads((finished.R / "evaluate/summary.json").read_text())["segmentation"]["test"]
+    assert summary["hd95_native"]["n"] == TEST - 1
+
+
+@pytest.mark.parametrize(
+    ("dice", "ml", "said"),
+    [(0.0, 0.0, "nothing found"), (0.0, 3.0, "missed"), (0.49, 3.0, "Dice below 0.5"), (0.5, 3.0, "")],
+)
+def test_failed_outlines_are_named(dice, ml, said):
+    assert segmentation_failure({"dice_native": dice, "predicted_ml": ml}) == said
+
+
+def test_precision_names_estimates_of_table_two_and_dice(finished):
+    rows = {row["measure"]: row for row in read_table(finished.R / "evaluate/precision.tsv")}
+    summary = json.loads((finished.R / "evaluate/summary.json").read_text())
+    cnn = summary["table2"]["CNN"]
+    for measure, name in (("AUC", "auc"), ("Sensitivity", "sensitivity"), ("Specificity", "specificity")):
+        row = rows[measure]
+        assert row["estimate"] == pytest.approx(cnn[name])
+        assert (row["formula_lower"], row["formula_upper"]) == (cnn[f"{name}_lower"], cnn[f"{name}_upper"])
+    for grid, label in (("native", "acquired grid"), ("grid", "network's grid")):
+        row = rows[f"Dice, median, {label}"]
+        assert row["estimate"] == summary["segmentation"]["test"][grid]["median"]
+        assert row["bootstrap_lower"] <= row["estimate"] <= row["bootstrap_upper"]
+    # Resamples of one outcome only have no AUC: (5/8)^8 + (3/8)^8 of them.
+    assert rows["AUC"]["resamples"] / 2000 == pytest.approx(1 - (5 / 8) ** 8 - (3 / 8) ** 8, abs=0.02)
+    assert rows["Dice, median, acquired grid"]["resamples"] == 2000
+
+
+def test_the_seed_of_the_study_decides_the_bootstrap_and_nothing_else(finished, tmp_path):
+    evaluate_study(**{**finished.evaluate, "out_folder": tmp_path, "seed": 8})
+    changed = [
+        name
+        for name in EVALUATION_FILES
+        if (tmp_path / name).read_bytes() != (finished.R / "evaluate" / name).read_bytes()
+    ]
+    assert changed == ["precision.tsv"]
+
+
+def test_subgroups_and_definitions_add_up_to_the_test_cohort(finished):
+    groups = read_table(finished.R / "evaluate/subgroups.tsv")
+    summary = json.loads((finished.R / "evaluate/summary.json").read_text())
+    cnn = summary["table2"]["CNN"]
+    whole = groups[0]
+    assert (whole["n"], whole["auc"], whole["sensitivity"]) == (TEST, cnn["auc"], cnn["sensitivity"])
+    for division in {row["division"] for row in groups}:
+        members = [row for row in groups if row["division"] == division]
+        assert sum(row["n"] for row in members) == TEST
+        assert sum(row["expansions"] for row in members) == cnn["expansions"]
+    training = [row["baseline_ml"] for row in finished.rows if row["cohort"] == "train"]
+    low = next(row["group"] for row in groups if row["division"].startswith("Haematoma volume"))
+    assert low == f"below {np.quantile(training, 1 / 3):.1f} mL"
+    own = read_table(finished.R / "evaluate/label_sensitivity.tsv")[0]
+    assert (own["flips"], own["auc"], own["expansions"]) == (0, cnn["auc"], cnn["expansions"])
 
 
 def test_calibration_of_true_probabilities_is_perfect():
@@ -466,7 +555,10 @@ def test_calibration_of_true_probabilities_is_perfect():
         for y, x in zip(labels, logits.tolist(), strict=True)
     ]
     platt = {"method": "platt", "intercept": 0.0, "slope": 0.5}
-    summary = calibration_summary(rows, platt, float(labels.mean()))
+    summary = calibration_summary(rows, platt, float(labels.mean()), 0.95)
+    for name, truth in (("slope", 1), ("intercept", 0), ("ratio", 1)):
+        assert summary["calibrated"][f"{name}_lower"] < truth < summary["calibrated"][f"{name}_upper"]
+    assert summary["raw"]["slope_upper"] < 1
     assert summary["calibrated"]["slope"] == pytest.approx(1, abs=0.06)
     assert summary["calibrated"]["intercept"] == pytest.approx(0, abs=0.06)
     assert summary["raw"]["slope"] == pytest.approx(0.5, abs=0.03)
@@ -547,7 +639,9 @@ def test_agreement_of_masks_and_nothing_read_twice():
         "B": {"baseline_ml": 20.0, "rater2_ml": 18.0, "rater_dice": 0.98},
         "C": {"baseline_ml": 5.0, "rater2_ml": None, "rater_dice": None},
     }
-    dice, volume = agreement_table([dict(markers)], measured, 0.95)
+    dice, icc, volume = agreement_table([dict(markers)], measured, 0.95)
+    # Patients' mean square 72.25, readers' 0.25, error 2.25: 70 / (72.25 + 2.25 + 2 * (0.25 - 2.25) / 2).
+    assert icc["measure"].startswith("ICC(2,1)") and icc["estimate"] == pytest.approx(70 / 72.5)
     assert (dice["n"], dice["estimate"], dice["lower"], dice["upper"]) == (2, pytest.approx(0.94), 0.9, 0.98)
     assert volume["estimate"] == pytest.approx(-0.5)
     assert agreement_table([dict(markers)], {"C": measured["C"]}, 0.95) == []

@@ -12,12 +12,14 @@ from haemex.figures import (
     calibration_groups,
     choose_overlays,
     draw_calibration,
+    draw_decision_curve,
     draw_dice,
     draw_figures,
     draw_flow,
     draw_overlays,
     draw_probability,
     draw_roc,
+    draw_subgroups,
     draw_training,
     draw_volumes,
     radiological,
@@ -49,22 +51,23 @@ def pixels(figure):
 # --- files -------------------------------------------------------------------------------------------------------
 
 
-def test_every_figure_as_png_and_svg(finished):
+def test_every_figure_as_png_svg_and_pdf(finished):
     for name in FIGURES:
         assert (finished.R / f"evaluate/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in (finished.R / f"evaluate/{name}.svg").read_bytes()
+        assert (finished.R / f"evaluate/{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_same_bytes_again_without_date_or_path(finished, tmp_path):
     for table in [*(finished.R / "evaluate").glob("*.tsv"), finished.R / "evaluate/summary.json"]:
         shutil.copy(table, tmp_path)
     draw_figures(**{**finished.figures, "evaluate_folder": tmp_path})
-    drawn = sorted(path for path in tmp_path.iterdir() if path.suffix in (".png", ".svg"))
-    assert len(drawn) == 2 * len(FIGURES)
+    drawn = sorted(path for path in tmp_path.iterdir() if path.suffix in (".png", ".svg", ".pdf"))
+    assert len(drawn) == 3 * len(FIGURES)
     for path in drawn:
         again = path.read_bytes()
         assert again == (finished.R / "evaluate" / path.name).read_bytes(), path.name
-        assert b"<dc:date>" not in again and str(finished.R).encode() not in again
+        assert b"<dc:date>" not in again and b"CreationDate" not in again and str(finished.R).encode() not in again
 
 
 # --- orientation -------------------------------------------------------------------------------------------------
@@ -254,6 +257,35 @@ def test_calibration_counts_add_up(finished):
     counts = [pair for pair in counts if len(pair) == 2]
     assert sum(int(events) for events, _ in counts) == summary["cohorts"]["test"]["expansions"]
     assert sum(int(patients) for _, patients in counts) == summary["cohorts"]["test"]["patients"]
+
+
+def test_decision_curves_are_those_of_the_table(finished):
+    table = read_table(finished.R / "evaluate/decision_curve.tsv")
+    axes = draw_decision_curve(table).axes[0]
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in axes.lines}
+    names = {"CNN": "cnn", "haematoma volume": "volume", "BAT score": "bat", "everybody": "all", "nobody": "none"}
+    assert drawn == {label: [row[name] for row in table] for label, name in names.items()}
+    without = draw_decision_curve([row | {"bat": None} for row in table])
+    assert "BAT score" not in texts(without)
+
+
+def test_forest_has_a_line_for_every_group_and_says_where_there_is_no_auc(finished):
+    table = read_table(finished.R / "evaluate/subgroups.tsv")
+    table.append(
+        {**table[1], "group": "silent", "auc": None, "auc_lower": None, "auc_upper": None, "note": "no AUC here"}
+    )
+    figure = draw_subgroups(table, 0.95)
+    said = [text.strip() for text in texts(figure)]
+    for row in table[1:]:
+        assert row["group"] in said and row["division"] in said
+    assert "no AUC here" in said
+    intervals = [
+        line for line in figure.axes[1].lines if len(set(line.get_ydata())) == 1 and len(line.get_xdata()) == 2
+    ]
+    known = [row for row in table if row["auc_lower"] is not None]
+    assert [tuple(line.get_xdata()) for line in intervals] == [(row["auc_lower"], row["auc_upper"]) for row in known]
+    counted = sum(text == f"{row['expansions']} / {row['n']}" for row in table[:1] for text in said)
+    assert counted >= 1
 
 
 def test_dice_without_out_of_fold_values(finished, tmp_path):

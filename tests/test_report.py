@@ -11,10 +11,11 @@ import yaml
 from fabricated_study import change_json, fabricate
 
 from haemex.evaluation import evaluate_study
-from haemex.figures import draw_figures
+from haemex.figures import FIGURES, draw_figures
 from haemex.report import (
     caveats,
     compare_protocols,
+    failed_outlines,
     interval,
     number,
     setting,
@@ -119,7 +120,7 @@ class Page(html.parser.HTMLParser):
 def test_one_self_contained_file(write, demo, finished):
     text = write(demo)
     page = Page(text)
-    assert len(page.fetched) == 8 and all(one.startswith("data:image/") for one in page.fetched)
+    assert len(page.fetched) == len(FIGURES) and all(one.startswith("data:image/") for one in page.fetched)
     assert not re.search(r"@import|url\(|<script|<link", text)
     assert all(page.alts)
     assert len(page.ids) == len(set(page.ids))
@@ -180,6 +181,81 @@ def test_headline_and_tables_are_the_numbers_of_the_run(write, demo, finished):
     assert "post-test odds" in words and "not a medical device" in words
 
 
+def test_every_new_table_stands_in_the_report_as_it_is(write, demo, finished):
+    words = Page(write(demo)).text
+    tables = {name: read_table(finished.R / f"evaluate/{name}.tsv") for name in ("subgroups", "label_sensitivity")}
+    for row in [*tables["subgroups"], *tables["label_sensitivity"]]:
+        for name in ("auc", "sensitivity", "specificity"):
+            assert interval(row, name) in words
+    assert "none with expansion: no AUC" in words or "all with expansion: no AUC" in words
+    for row in tables["label_sensitivity"]:
+        counted = f"{row['expansions']} of {row['patients']} {row['gained']} / {row['lost']}"
+        assert f"{row['definition'].replace('>=', '≥')} " in words and counted in words
+    assert "new ventricular blood, cannot be computed" in words and "Deep or lobar site" in words
+    for row in read_table(finished.R / "evaluate/precision.tsv"):
+        expected = f"{number(row['estimate'])} {number(row['bootstrap_lower'])} to {number(row['bootstrap_upper'])}"
+        assert f"{row['measure']} {expected} {row['resamples']:,}" in words
+    for row in read_table(finished.R / "evaluate/decision_curve.tsv")[9::10]:
+        assert (
+            f"{row['threshold']:.0%}".replace("%", " %") + f" {number(row['cnn'], 3)} {number(row['volume'], 3)}"
+            in words
+        )
+    summary = json.loads((finished.R / "evaluate/summary.json").read_text())
+    for kind in ("raw", "calibrated"):
+        for name, decimals in (("intercept", 2), ("slope", 2), ("ratio", 2), ("brier", 3)):
+            assert interval(summary["calibration"][kind], name, decimals) in words
+    width = summary["precision"]["auc"]
+    assert f"about {width['patients_wanted']:,} patients by that formula" in words
+    distances = summary["segmentation"]["test"]["hd95_native"]
+    assert f"{number(distances['median'], 1)} ({number(distances['q1'], 1)} to {number(distances['q3'], 1)})" in words
+    assert "P015 nothing found 0.00 N/A" in words
+    for row in summary["optimistic"].values():
+        assert f"{interval(row, 'sensitivity')}, specificity {interval(row, 'specificity')}" in words
+    assert "Optimistic: the test cohort's own Youden point" in words
+    assert "ICC(2,1)" in words and "TRIPOD+AI (Collins 2024" in words
+
+
+def test_failures_are_those_of_the_test_cohort_worst_first():
+    rows = [
+        {"patient": p, "cohort": c, "failure": f, "dice_native": d, "reference_ml": ml}
+        for p, c, f, d, ml in (
+            ("A", "test", "Dice below 0.5", 0.4, 9.0),
+            ("B", "train", "missed", 0.0, 9.0),
+            ("C", "test", None, 0.9, 9.0),
+            ("D", "test", "missed", 0.0, 3.0),
+            ("E", "test", "missed", 0.0, 30.0),
+        )
+    ]
+    assert [row["patient"] for row in failed_outlines(rows)] == ["E", "D", "A"]
+
+
+def test_what_cannot_be_said_is_said_not_to_be(write, demo, finished):
+    summary = finished.R / "evaluate/summary.json"
+    kept = summary.read_text()
+
+    def empty(content):
+        width = content["precision"]["auc"]
+        content["precision"]["auc"] = dict.fromkeys(width) | {"wanted_width": 0.1}
+        content["decision_curve"]["cnn"] = []
+        content["segmentation"]["test"] |= {"hd95_native": None, "assd_native": None}
+
+    change_json(summary, empty)
+    try:
+        words = Page(write(demo)).text
+    finally:
+        summary.write_text(kept)
+    assert "lies at a limit, so nothing can be said" in words
+    assert "At no probability from 1 to 60 %" in words
+
+
+def test_table_and_figure_numbers_follow_each_other(write, demo):
+    text = write(demo)
+    for kind, tag in (("Table", "caption"), ("Figure", "figcaption")):
+        for prefix in ("", "S"):
+            numbers = [int(n) for n in re.findall(rf"<{tag}><b>{kind} {prefix}(\d+)\.", text)]
+            assert numbers == list(range(1, len(numbers) + 1)), (kind, prefix)
+
+
 def test_methods_follow_the_config(write, demo):
     changed = merged(demo, {"expansion": {"operator": ">=", "absolute_ml": 12.5}, "augment": {"copies": 7}})
     changed = merged(changed, {"eligibility": {"followup_h": [18.0, 36.0]}, "training": {"learning_rate": 0.0123}})
@@ -221,7 +297,8 @@ def test_no_ensemble_is_not_mentioned(write, demo, finished):
     none = {"models": 0, "median_sd": None, "largest_sd": None}
     change_json(summary, lambda content: content.update(ensemble=none))
     try:
-        assert "fold models" not in Page(write(demo)).text
+        words = Page(write(demo)).text
+        assert "fold models of the chosen candidate" not in words and "the confident half" not in words
     finally:
         summary.write_text(kept)
 

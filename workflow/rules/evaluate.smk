@@ -1,6 +1,7 @@
 # The locked model against the NCCT markers and the volume and BAT models, on the test cohort; tables and figures.
 # In: predictions of both cohorts, labels, manual masks, roles of every training.
-# Out: Table 2, Dice, agreement, acquisition, the proof that nothing leaked, all figures.
+# Out: Table 2, segmentation, precision, subgroups, other labels, decision curve, agreement, acquisition, the proof
+# that nothing leaked, all figures.
 
 
 rule evaluate:
@@ -35,14 +36,29 @@ rule evaluate:
         table2="<results>/evaluate/table2.tsv",
         scores="<results>/evaluate/scores.tsv",
         dice="<results>/evaluate/dice.tsv",
+        precision="<results>/evaluate/precision.tsv",
+        subgroups="<results>/evaluate/subgroups.tsv",
+        label_sensitivity="<results>/evaluate/label_sensitivity.tsv",
+        decision_curve="<results>/evaluate/decision_curve.tsv",
         agreement="<results>/evaluate/agreement.tsv",
         acquisition="<results>/evaluate/acquisition.tsv",
         leaks="<results>/evaluate/leaks.tsv",
         summary="<results>/evaluate/summary.json",
         figures=expand(
             "<results>/evaluate/{figure}.{kind}",
-            figure=["flow", "training", "dice", "volumes", "overlays", "roc", "probability", "calibration"],
-            kind=["png", "svg"],
+            figure=[
+                "flow",
+                "training",
+                "dice",
+                "volumes",
+                "overlays",
+                "roc",
+                "subgroups",
+                "probability",
+                "calibration",
+                "decision_curve",
+            ],
+            kind=["png", "svg", "pdf"],
         ),
     log:
         "<results>/evaluate/evaluate.log",
@@ -57,6 +73,8 @@ rule evaluate:
         overlays=config["evaluate"]["overlays"],
         operating_point=config["select"]["operating_point"],
         min_sensitivity=config["select"]["min_sensitivity"],
+        expansion=config["expansion"],
+        seed=config["seed"],
         code=code_version("evaluate"),
     script:
         "../scripts/evaluate.py"

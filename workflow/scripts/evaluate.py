@@ -28,6 +28,8 @@ if __name__ == "__main__":
             bat_cut=snakemake.params.bat_cut,
             operating_point=snakemake.params.operating_point,
             min_sensitivity=snakemake.params.min_sensitivity,
+            expansion=snakemake.params.expansion,
+            seed=snakemake.params.seed,
             **folders,
         )
         draw_figures(

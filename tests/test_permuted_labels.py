@@ -1,0 +1,139 @@
+"""Labels of the test cohort influence nothing but the evaluation, and without information the AUC is one half."""
+
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+from fabricated_study import FOLDS, TEST, change_table, fabricate, write_tsv
+
+from haemex.cohort import read_cohort
+from haemex.evaluation import evaluate_study, table_two
+from haemex.provenance import ROOT
+from haemex.selection import select
+from haemex.tables import read_table
+
+UPSTREAM_OF_LABELS = ("operating_point", "baselines", "out_of_fold", "segmentation", "ensemble", "selection", "leaks")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return fabricate(tmp_path_factory.mktemp("study"), matrix=24, slices=6)
+
+
+def labelled(rows, labels):
+    """Rows with other labels in the test cohort."""
+    labels = iter(labels)
+    return [row | {"expansion": next(labels)} if row["cohort"] == "test" else dict(row) for row in rows]
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def evaluated(study, folder, labels):
+    evaluate_study(**study.evaluate | {"rows": labelled(study.rows, labels), "out_folder": folder})
+    scores = read_table(folder / "scores.tsv")
+    return json.loads((folder / "summary.json").read_text()), scores
+
+
+def test_permuted_labels_change_the_results_and_nothing_they_rest_on(study, tmp_path):
+    true = [row["expansion"] for row in study.rows if row["cohort"] == "test"]
+    before = contents(study.R)
+    summary, scores = evaluated(study, tmp_path / "true", true)
+    rng, areas = np.random.default_rng(0), set()
+    for turn in range(4):
+        labels = [int(one) for one in rng.permutation(true)]
+        again, new = evaluated(study, tmp_path / str(turn), labels)
+        assert [row["expansion"] for row in new] == labels
+        for row, old in zip(new, scores, strict=True):
+            assert row | {"expansion": None} == old | {"expansion": None}
+        assert {name: again[name] for name in UPSTREAM_OF_LABELS} == {
+            name: summary[name] for name in UPSTREAM_OF_LABELS
+        }
+        for name in ("dice.tsv", "leaks.tsv", "acquisition.tsv", "agreement.tsv"):
+            assert (tmp_path / str(turn) / name).read_bytes() == (tmp_path / "true" / name).read_bytes()
+        groups = read_table(tmp_path / str(turn) / "subgroups.tsv")
+        assert [(row["group"], row["n"]) for row in groups] == [
+            (row["group"], row["n"]) for row in read_table(tmp_path / "true/subgroups.tsv")
+        ]
+        areas.add(again["table2"]["CNN"]["auc"])
+    assert len(areas) > 1  # the labels do reach the results
+    assert contents(study.R) == before
+
+
+def test_auc_averages_one_half_over_all_labellings(study, tmp_path):
+    true = [row["expansion"] for row in study.rows if row["cohort"] == "test"]
+    summary, scores = evaluated(study, tmp_path, true)
+    areas = {"CNN": [], "Haematoma volume": []}
+    for cases in itertools.combinations(range(TEST), sum(true)):
+        rows = [row | {"expansion": int(i in cases)} for i, row in enumerate(scores)]
+        for row in table_two(rows, summary["operating_point"], summary["baselines"], 3, 0.95):
+            if row["row"] in areas:
+                areas[row["row"]].append(row["auc"])
+    for one in areas.values():
+        assert len(one) == 56 and np.mean(one) == pytest.approx(0.5) and max(one) == 1
+
+
+def test_the_selection_does_not_feel_the_test_labels(study, tmp_path):
+    rng = np.random.default_rng(3)
+    training = {row["patient"]: row for row in study.rows if row["cohort"] == "train"}
+    for candidate, fold in itertools.product(("base", "rate_1e-3"), range(FOLDS)):
+        rows = [
+            {
+                "patient": patient,
+                "probability": float(1 / (1 + np.exp(-x))),
+                "logit": x,
+                "dice": 0.8,
+                "predicted_ml": 9.0,
+            }
+            for patient, row in training.items()
+            if row["fold"] == fold
+            for x in [float(rng.normal(row["expansion"], 1))]
+        ]
+        folder = study.R / f"train/{candidate}/fold{fold}"
+        write_tsv(tmp_path / f"train/{candidate}/fold{fold}/predictions.tsv", rows)
+        for name in ("roles.tsv", "history.tsv"):
+            (tmp_path / f"train/{candidate}/fold{fold}" / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "cohort.tsv").write_bytes((study.R / "cohort/cohort.tsv").read_bytes())
+    chosen = []
+    for turned in (False, True):
+        if turned:
+            change_table(
+                tmp_path / "cohort.tsv",
+                lambda rows: [
+                    row | ({"expansion": 1 - int(row["expansion"])} if row["cohort"] == "test" else {}) for row in rows
+                ],
+            )
+        outputs = {f"{name}_path": tmp_path / f"{name}{turned}" for name in ("selected", "predictions", "candidates")}
+        select(
+            candidates=["base", "rate_1e-3"],
+            train_folder=tmp_path / "train",
+            cohort_path=tmp_path / "cohort.tsv",
+            criterion="auc",
+            operating_point="youden",
+            min_sensitivity=0.9,
+            calibration="platt",
+            collapsed_dice=0.1,
+            collapsed_fold="stop",
+            **outputs,
+        )
+        chosen.append([path.read_bytes() for path in outputs.values()])
+    assert chosen[0] == chosen[1]
+    assert {row["expansion"] for row in read_cohort(tmp_path / "cohort.tsv")} == {0, 1}
+
+
+def test_who_reads_labels_before_the_evaluation_reads_those_of_the_training_cohort():
+    readers = {
+        path.stem
+        for path in (ROOT / "workflow/rules").glob("*.smk")
+        for rule in re.split(r"^rule ", path.read_text(), flags=re.M)[1:]
+        if "cohort/cohort.tsv" in rule.partition("output:")[0]
+    }
+    after = {"cohort", "evaluate"}  # the file `cohort` holds table1, of which nothing is fitted
+    assert readers - after == {"train", "final", "seed_study", "select"}
+    for script in ("train", "final", "seed_study_train"):
+        text = (ROOT / f"workflow/scripts/{script}.py").read_text()
+        assert text.count("snakemake.input.cohort") == 1
+        assert 'for member in read_cohort(snakemake.input.cohort) if member["cohort"] == "train"' in text
