@@ -15,10 +15,13 @@ from haemex.settings import candidate_names, candidate_settings, check_config
 
 # Each has its rules in workflow/rules/; the optional ones where the config has a section of that name.
 STAGES = (
-    *("check", "convert", "measure", "skullstrip", "resample", "inspect", "qc", "cohort"),
+    *("check", "convert", "measure", "markers", "skullstrip", "resample", "inspect", "qc", "cohort"),
     *("augment", "train", "select", "final", "predict", "evaluate", "report"),
 )
 OPTIONAL_STAGES = ("phantom", "seed_study")
+
+# The columns of `haemex.markers.MARKERS`, whose module takes long to import: every job reads the rules anew.
+READINGS = ("hypodensity", "black_hole", "swirl", "blend", "fluid_level", "irregular_shape", "heterogeneous_density")
 
 
 @contextlib.contextmanager
@@ -111,6 +114,10 @@ class Study:
     def path(self, patient, column):
         """Return what the table says in a column of files, or "" where it says nothing."""
         return self.rows[patient][column] or ""
+
+    def readings(self, patient):
+        """Return the NCCT markers as the reader called them: 0, 1 or None."""
+        return {marker: self.rows[patient][marker] for marker in READINGS}
 
     def given(self, patient, *columns):
         """List the files of a patient that a rule takes as input.

@@ -6,7 +6,7 @@ import yaml
 
 from haemex.errors import InputError
 from haemex.provenance import ROOT
-from haemex.study import Study, one_sentence
+from haemex.study import READINGS, Study, one_sentence
 from tests.test_cohort import write_table
 
 
@@ -153,3 +153,9 @@ def test_the_check_runs_again_after_any_change_of_the_table(config, tmp_path):
     table.write_text(table.read_text().replace("\tsex", "\tsex\tnew").replace("\tm\t", "\tm\t\t"))
     digests.append(Study(config).check_digest())  # an unknown column changes no row
     assert len(set(digests)) == 3
+
+
+def test_the_readings_are_those_of_the_markers():
+    from haemex.markers import MARKERS
+
+    assert tuple(MARKERS) == READINGS
