@@ -133,6 +133,8 @@ def test_tissue_of_a_synthetic_head_comes_out_as_it_was_made(staged, inspected):
     for name, label in (("csf_hu", "ventricle"), ("white_matter_hu", "white")):
         # Well inside the tissue, where no blur reaches; the noise has mean 0.
         inside = ndimage.binary_erosion(made["tissue"] == LABELS[label], np.ones((1, 5, 5)))
+        if label == "ventricle":  # the fluid, not the choroid plexus in it
+            inside &= ndimage.median_filter(made["hu"], (1, 5, 5)) < 15
         assert row[name] == pytest.approx(np.median(made["hu"][inside]), abs=2.0), name
     assert row["noise_hu"] == pytest.approx(staged["scan"]["noise_hu"], rel=0.25)
     assert 40 < row["haematoma_hu"] < 80

@@ -125,7 +125,7 @@ def test_summary(job):
 def test_the_same_predictions_give_the_same_bytes(job):
     summarise_seeds(**job)
     files = {path: path.read_bytes() for path in job["table_path"].parent.iterdir()}
-    assert {path.name for path in files} == {"seeds.tsv", "summary.json", "seeds.png", "seeds.svg"}
+    assert {path.name for path in files} == {"seeds.tsv", "summary.json", "seeds.png", "seeds.svg", "seeds.pdf"}
     summarise_seeds(**job)
     assert all(path.read_bytes() == content for path, content in files.items())
 

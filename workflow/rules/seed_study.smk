@@ -53,7 +53,7 @@ rule seed_study:
     output:
         table="<results>/seed_study/seeds.tsv",
         summary="<results>/seed_study/summary.json",
-        figures=expand("<results>/seed_study/seeds.{kind}", kind=["png", "svg"]),
+        figures=expand("<results>/seed_study/seeds.{kind}", kind=["png", "svg", "pdf"]),
     log:
         "<results>/seed_study/seed_study.log",
     benchmark:
