@@ -14,10 +14,10 @@ from haemex.locks import hold_for_ever, locked
 HOLDER = """
 import signal, sys, time
 from haemex.locks import locked
+if {deaf}:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with locked({path!r}, "the work"):
     print("held", flush=True)
-    if {deaf}:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(60)
 """
 
