@@ -474,7 +474,7 @@ def tentorium_height(u, v):
     return map_coordinates(_tentorium(), where, np.float32, order=1, mode="nearest")
 
 
-def _infratentorial(u, v, w):
+def infratentorial_levels(u, v, w):
     """Levels of what lies below the tentorium, of this behind the petrous bones with the brainstem, and of that."""
     tentorium = tentorium_height(u, v) - w
     stem = chain(np.abs(u), v, w, BRAINSTEM)
@@ -530,7 +530,7 @@ def structures(x, y, z, head, lesion):
     size = np.float32(np.cbrt(np.prod(head["scale"])))
     cavity = cavity_level(x, y, z, head)
     u, v, w = _origin(x, y, z, head, lesion, cavity)
-    _, below, stem = _infratentorial(u, v, w)
+    _, below, stem = infratentorial_levels(u, v, w)
     return {
         "cavity": cavity,
         "ventricle": _in_atlas("ventricle", u, v, w) * size,
@@ -569,7 +569,7 @@ def brain_volume(head, lesion, spacing_mm):
     there = np.nonzero(level > -2 * LATTICE_MM)
     points = tuple(p[there] for p in points)
     atlas_points = _origin(*points, head, lesion, level[there])
-    tentorium, _, stem = _infratentorial(*atlas_points)
+    tentorium, _, stem = infratentorial_levels(*atlas_points)
     values = (
         level[there],
         *atlas_points,
