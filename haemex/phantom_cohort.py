@@ -121,7 +121,8 @@ LOBES = ("frontal", "parietal", "temporal", "occipital")
 
 # Supplemental Table 1; fields of view below 216 mm would cut off ears and nose.
 FIELDS_OF_VIEW_MM = {"optima": (250, 250), "flash": (220, 285), "force": (216, 228), "perspective": (230, 230)}
-CAN_TILT = ("optima", "perspective")
+FIELDS_OF_VIEW_MM |= {"aquilion": (220, 240), "ingenuity": (230, 250)}
+CAN_TILT = ("optima", "perspective", "aquilion")
 TILTED_SHARE = 0.35  # ASSUME: of the patients on a scanner that can
 TILT_OF_TRAP_DEG = 15.0
 SLICE_MM = 5.0
@@ -147,6 +148,26 @@ EXPANSION_MODEL = {
         "heterogeneous_density": 0.2,
     },
     "unseen_sd": 0.7,
+}
+
+# Where patients come from: letter of their codes, scanners, the one that the trap of a tilted scan takes, the smallest
+# and largest share of expansions that is let stand, and what is added to the log odds of each patient.
+# ASSUME: a second centre has other scanners, and one expansion in six: it sees patients later, and treats them earlier.
+CENTRES = {
+    "first": {
+        "letter": "D",
+        "scanners": ("optima", "flash", "force", "perspective"),
+        "tilting": "optima",
+        "share": (0.25, 0.33),
+        "log_odds": 0.0,
+    },
+    "second": {
+        "letter": "E",
+        "scanners": ("aquilion", "ingenuity"),
+        "tilting": "aquilion",
+        "share": (0.13, 0.2),
+        "log_odds": -0.9,
+    },
 }
 
 # The paper's definition of expansion. Growth keeps off it by 0.15 mL and by 2 % of the baseline volume, so that
@@ -198,7 +219,7 @@ def draw_patients(settings, seed):
     settings : dict
         Section `phantom` of the config: `train`, `test` (eligible patients per cohort), `matrix` (pixels along a
         slice), and who must not enter the study: `excluded_each` (patients per reason) or `excluded` (patients by
-        reason, of `NOT_ELIGIBLE`).
+        reason, of `NOT_ELIGIBLE`); `centre`, of `CENTRES`, by default the first.
     seed : int
         The study's seed.
 
@@ -218,13 +239,16 @@ def draw_patients(settings, seed):
 
         Who has no follow-up scan has None for `followup_voxels`, `followup_ml` and `expansion`.
     """
-    cohorts = {name: _draw_people(name, settings[name], generator(seed, "draw", name)) for name in ("train", "test")}
-    others = _draw_not_eligible(settings, seed)
+    centre = CENTRES[settings.get("centre", "first")]
+    cohorts = {
+        name: _draw_people(name, settings[name], centre, generator(seed, "draw", name)) for name in ("train", "test")
+    }
+    others = _draw_not_eligible(settings, centre, seed)
     groups = [*cohorts.values(), others]
     people = {name: np.concatenate([group[name] for group in groups]) for name in cohorts["train"]}
     people["trap"] = _assign_traps(settings["train"] + settings["test"], len(people["reason"]), seed)
-    people |= _draw_geometry(people, settings["matrix"], generator(seed, "draw", "geometry"))
-    people |= _draw_outcome(people, generator(seed, "draw", "outcome"))
+    people |= _draw_geometry(people, settings["matrix"], centre, generator(seed, "draw", "geometry"))
+    people |= _draw_outcome(people, centre, generator(seed, "draw", "outcome"))
     people["second_reading"] = _draw_read_twice(people, generator(seed, "draw", "second reading"))
     second = _draw_second_readings(people, generator(seed, "draw", "second readers"))
     missing = _draw_missing(people, generator(seed, "draw", "missing"))
@@ -234,7 +258,7 @@ def draw_patients(settings, seed):
     patients = []
     for number, i in enumerate(order, 1):
         person = {name: values[i].item() for name, values in people.items()}
-        row = {"patient": f"D{number:0{digits}d}"} | _row(person)
+        row = {"patient": f"{centre['letter']}{number:0{digits}d}"} | _row(person)
         row |= {f"{marker}_rater2": int(values[i]) for marker, values in second.items()}
         row |= {name: None for name, where in missing.items() if where[i]}
         patients.append({"row": row, "truth": _truth(person)})
@@ -319,7 +343,7 @@ def _mix(*parts):
 # ------------------------------------------------------------------------------------------------------------- people
 
 
-def _draw_people(cohort, n, rng, reasons=None):
+def _draw_people(cohort, n, centre, rng, reasons=None):
     """Draw n patients after the marginals of one cohort of Table 1: a dict of columns, each (n,).
 
     ASSUME: the correlations are chosen for their direction, which is common knowledge of the field; Table 1 prints
@@ -374,7 +398,7 @@ def _draw_people(cohort, n, rng, reasons=None):
         "side": rng.choice([1, -1], n),
         "heterogeneity": uneven,
         "irregularity": irregular,
-        "scanner": np.array(list(FIELDS_OF_VIEW_MM))[rng.permutation(n) % len(FIELDS_OF_VIEW_MM)],
+        "scanner": np.array(centre["scanners"])[rng.permutation(n) % len(centre["scanners"])],
     }
 
 
@@ -445,12 +469,12 @@ def _excluded_counts(settings):
     return dict.fromkeys(NOT_ELIGIBLE, settings["excluded_each"])
 
 
-def _draw_not_eligible(settings, seed):
+def _draw_not_eligible(settings, centre, seed):
     """Draw the patients who must not enter the study; their admissions spread over both periods."""
     rng = generator(seed, "draw", "not eligible")
     reasons = [reason for reason, count in _excluded_counts(settings).items() for _ in range(count)]
     n = len(reasons)
-    people = _draw_people("train", n, rng, [reasons[i] for i in rng.permutation(n)])
+    people = _draw_people("train", n, centre, rng, [reasons[i] for i in rng.permutation(n)])
     reason, site, volume = people["reason"], people["site"], people["volume_ml"]
     # By size among themselves, so that a small site keeps a spread of volumes.
     part = _ranked(volume, rng)
@@ -487,10 +511,10 @@ def _assign_traps(eligible, n, seed):
 # --------------------------------------------------------------------------------------------------- grid and outcome
 
 
-def _draw_geometry(people, matrix, rng):
+def _draw_geometry(people, matrix, centre, rng):
     """Draw the pixels and the tilt of each patient's scans, and round the haematoma to whole voxels."""
     n = len(people["reason"])
-    scanner = np.where(people["trap"] == "tilt", "optima", people["scanner"])
+    scanner = np.where(people["trap"] == "tilt", centre["tilting"], people["scanner"])
     lowest, highest = np.array([FIELDS_OF_VIEW_MM[name] for name in scanner]).reshape(n, 2).T
     pixel_mm = np.round((lowest + np.floor(rng.random(n) * (highest - lowest + 1))) / matrix, 6)
     # ASSUME: tilts are set in half degrees, mostly backwards along the orbitomeatal line.
@@ -533,16 +557,16 @@ def visible_log_odds(people):
     )
 
 
-def _draw_outcome(people, rng):
+def _draw_outcome(people, centre, rng):
     """Draw expansion from the model, and the follow-up volume that goes with it, in whole voxels."""
     n = len(people["reason"])
-    visible = visible_log_odds(people)
+    visible = visible_log_odds(people) + centre["log_odds"]
     unseen = rng.standard_normal(n)
     p_all = _sigmoid(visible + EXPANSION_MODEL["unseen_sd"] * unseen)
     expansion = (rng.random(n) < p_all).astype(int)
     for cohort in ("train", "test"):
         members = (people["cohort"] == cohort) & (people["reason"] == "")
-        expansion[members] = _draw_expansion(p_all[members], rng)
+        expansion[members] = _draw_expansion(p_all[members], centre["share"], rng)
     growth_ml = _draw_growth(people["volume_ml"], people["site"], expansion, rng)
     followup_voxels = np.rint((people["volume_ml"] + growth_ml) * 1000 / people["voxel_mm3"]).astype(int)
     return {
@@ -566,10 +590,10 @@ def _expected_sigmoid(x, sd):
     return _sigmoid(np.asarray(x)[..., None] + sd * nodes) @ (weights / weights.sum())
 
 
-def _draw_expansion(p, rng):
-    """Draw labels with probabilities p; where not 25 % to 33 % of them are positive, move the nearest ones over."""
-    lowest = math.ceil(0.25 * len(p))
-    highest = max(lowest, math.floor(0.33 * len(p)))
+def _draw_expansion(p, share, rng):
+    """Draw labels with probabilities p; where another share of them is positive, move the nearest ones over."""
+    lowest = math.ceil(share[0] * len(p))
+    highest = max(lowest, math.floor(share[1] * len(p)))
     u = rng.uniform(1e-9, 1 - 1e-9, len(p))
     chance = np.log(p / (1 - p)) - np.log(u / (1 - u))  # above 0: the patient expands
     return _top(chance, min(max(int((chance > 0).sum()), lowest), highest))
@@ -801,7 +825,7 @@ def _write_table(rows, columns, path):
         write_atomically(path, content)
 
 
-def write_model(patients, path, seed=0):
+def write_model(patients, path, seed=0, centre="first"):
     """Write the model of expansion and what it allows at best, JSON; left alone if identical.
 
     Parameters
@@ -814,15 +838,21 @@ def write_model(patients, path, seed=0):
         form, simulated, and as it happens to be for the labels drawn.
     seed : int
         Decides the simulation.
+    centre : str
+        Of `CENTRES`: what it adds to the log odds is part of the intercept.
     """
     truths = [patient["truth"] for patient in patients if not patient["truth"]["reason"]]
     cohort = np.array([truth["cohort"] for truth in truths])
     groups = {"train": cohort == "train", "test": cohort == "test", "all": cohort != ""}
+    groups = {name: members for name, members in groups.items() if members.any()}
     log_odds, visible, every, labels = (
         np.array([truth[name] for truth in truths]) for name in ("visible_log_odds", "p_visible", "p_all", "expansion")
     )
     simulated = simulate_reachable_auc(log_odds, seed, groups=groups)
-    content = {"model": EXPANSION_MODEL, "prevalence_aimed_at": PREVALENCE, "cohorts": {}}
+    intercept = EXPANSION_MODEL["intercept"] + CENTRES[centre]["log_odds"]
+    content = {"model": {**EXPANSION_MODEL, "intercept": intercept}, "cohorts": {}}
+    if centre == "first":
+        content["prevalence_aimed_at"] = PREVALENCE
     for name, members in groups.items():
         positive = labels[members] == 1
         wins = _midranks(visible[members])[positive].sum() - positive.sum() * (positive.sum() + 1) / 2

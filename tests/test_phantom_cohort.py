@@ -609,3 +609,24 @@ def test_quantiles_are_those_of_the_normal_distribution():
     normal = statistics.NormalDist(2.0, 1.0)
     middle = (normal.cdf(0.0) + normal.cdf(np.log(100.0))) / 2
     np.testing.assert_allclose(values, [1.0, np.exp(normal.inv_cdf(middle)), 100.0])
+
+
+def test_a_second_centre_has_other_scanners_and_fewer_expansions(tmp_path):
+    settings = {"train": 0, "test": 60, "excluded_each": 1, "matrix": 128, "centre": "second"}
+    patients = draw_patients(settings, 4)
+    eligible = [patient["truth"] for patient in patients if not patient["truth"]["reason"]]
+    first = draw_patients({**settings, "train": 60, "centre": "first"}, 4)
+    assert {truth["scanner"] for truth in eligible} == {"aquilion", "ingenuity"}
+    assert not {truth["scanner"] for truth in eligible} & {patient["truth"]["scanner"] for patient in first}
+    assert 0.13 <= np.mean([truth["expansion"] for truth in eligible]) <= 0.2
+    assert {patient["row"]["patient"][0] for patient in patients} == {"E"}
+    assert not {patient["row"]["patient"] for patient in patients} & {patient["row"]["patient"] for patient in first}
+    write_model(patients, tmp_path / "model.json", 4, "second")
+    model = json.loads((tmp_path / "model.json").read_text())
+    assert model["model"]["intercept"] == EXPANSION_MODEL["intercept"] - 0.9
+    assert set(model["cohorts"]) == {"test", "all"}
+    # What the truth says of each patient is that model's.
+    for patient in patients:
+        truth = patient["truth"]
+        people = {**patient["row"], **truth}
+        assert truth["visible_log_odds"] == pytest.approx(float(visible_log_odds(people)) - 0.9)

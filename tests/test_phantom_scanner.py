@@ -228,7 +228,8 @@ def test_the_edge_of_a_disc_is_as_wide_as_the_kernel_says(scanner):
 @pytest.mark.parametrize("scanner", SCANNERS)
 def test_kernels_pass_half_at_their_nominal_frequency(scanner):
     settings = SCANNERS[scanner]
-    assert 0.3 <= settings["mtf50_per_mm"] <= 0.35
+    # The second centre has a sharper and a smoother kernel than any of the paper's scanners.
+    assert (0.25 if scanner in ("aquilion", "ingenuity") else 0.3) <= settings["mtf50_per_mm"] <= 0.37
     assert mtf(0.0, settings) == 1
     assert 0.49 < mtf(settings["mtf50_per_mm"], settings) < 0.6
     assert mtf(1.0, settings) < 0.01
