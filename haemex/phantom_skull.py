@@ -472,7 +472,7 @@ def outer_reach(head):
         `half` (3,), half extents about `centre` (3,), and `top_mm`, `bottom_mm`: z of the vertex, and the lowest z that
         is modelled.
     """
-    axes = [np.arange(a, b, 5.0, dtype=np.float32) for a, b in ((-100, 101), (-125, 136), (-30, 116))]
+    axes = [np.arange(a, b, 5.0, dtype=np.float32) for a, b in ((-110, 111), (-135, 146), (-30, 141))]
     x, y, z = (p.transpose(2, 1, 0) for p in np.meshgrid(*axes, indexing="ij"))
     skin = skull_levels(x, y, z, head)["skin"]
     low, high = np.empty(3), np.empty(3)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_fill_holes, label
 
+from haemex.phantom import draw_head
 from haemex.phantom_brain import draw_brain
+from haemex.phantom_cohort import draw_patients
 from haemex.phantom_fields import generator, rotation
 from haemex.phantom_planes import interpolation, points
 from haemex.phantom_skull import (
@@ -434,3 +436,10 @@ def test_levels_do_not_depend_on_how_points_are_arranged(head):
     scattered = skull_levels(*(p.ravel()[shuffled].reshape(x.shape) for p in (x, y, z)), head)
     for name, level in lattice.items():
         np.testing.assert_allclose(scattered[name].ravel(), level.ravel()[shuffled], atol=2e-3)
+
+
+def test_a_tall_head_has_its_reach_too():
+    """Its scalp reaches above 115 mm, where the grid of places once ended."""
+    patients = draw_patients({"train": 50, "test": 50, "excluded_each": 0, "matrix": 256}, 5000)
+    tall = next(patient for patient in patients if patient["row"]["patient"] == "D071")
+    assert 115 < draw_head(tall, 5000)["reach"]["top_mm"] < 130
