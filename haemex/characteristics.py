@@ -1,6 +1,7 @@
-"""Table 1: the patients of the training and of the testing cohort, side by side."""
+"""Table 1: the patients of the training and of the testing cohort, or with and without expansion, side by side."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,57 +37,99 @@ VARIABLES = [
     ("expansion", "Haematoma expansion", SHARE),
 ]
 
-COLUMNS = ("variable", "label", "group", "type", "train", "test", "train_n", "test_n", "train_missing", "test_missing")
-COLUMNS += ("method", "p", "p_text", "smd")
+
+class Grouping(NamedTuple):
+    """Two groups of patients: the column that tells them apart, its values, and what the groups are called."""
+
+    column: str
+    values: tuple
+    names: tuple
 
 
-def characteristics(rows):
-    """Compare the two cohorts variable by variable, as the paper's Table 1 does.
+BY_COHORT = Grouping("cohort", ("train", "test"), ("train", "test"))
+BY_EXPANSION = Grouping("expansion", (1, 0), ("expansion", "no_expansion"))
+
+
+def columns_of(grouping):
+    """Name the columns of Table 1 for two groups, in their order.
+
+    Parameters
+    ----------
+    grouping : Grouping
+
+    Returns
+    -------
+    tuple of str
+    """
+    first, second = grouping.names
+    columns = ("variable", "label", "group", "type", first, second, f"{first}_n", f"{second}_n")
+    return (*columns, f"{first}_missing", f"{second}_missing", "method", "p", "p_text", "smd")
+
+
+def characteristics(rows, grouping=BY_COHORT):
+    """Compare two groups variable by variable, as the paper's Table 1 does with its cohorts.
 
     Means by Student's t-test with equal variances, medians by the Mann-Whitney U test with R's defaults, shares by
     Pearson's chi-square test without continuity correction. No p-value is given for a share when a count expected
     under independence is below 1: there the chi-square distribution is no approximation any more (Cochran 1954,
     Biometrics 10:417; Campbell 2007, Stat Med 26:3661). So 2 of 189 against 0 of 77 gives "N/A", as the paper prints
     for anticoagulation; every other share of the paper has expected counts above 5. Missing values are left out,
-    counted, and shrink the denominator.
+    counted, and shrink the denominator. The variable that makes the groups is no row of the table.
 
     Parameters
     ----------
     rows : list of dict
         Eligible patients with cohort ("train" or "test"), sex ("m" or "f"), expansion, baseline_ml, bat_score and the
         clinical columns of the cohort table; None = missing.
+    grouping : Grouping
+        Which two groups are compared.
 
     Returns
     -------
     list of dict
-        One per row of the table, first "Sample size (n)": variable (column), label, group ("NCCT markers" or empty),
-        type, train and test (as printed), train_n and test_n (patients with a value), train_missing and test_missing,
-        method, p (full precision, None where undefined), p_text, smd (training minus testing cohort in standard
-        deviations, None where undefined). Quartiles are R's type 7.
+        One per row of the table, first "Sample size (n)", columns `columns_of`: variable (column), label, group ("NCCT
+        markers" or empty), type, the two groups (as printed), `_n` (patients with a value), `_missing`, method, p (full
+        precision, None where undefined), p_text, smd (first minus second group in standard deviations, None where
+        undefined). Quartiles are R's type 7.
 
     Raises
     ------
     ValueError
-        A cohort other than "train" and "test".
+        A patient is in neither group.
     """
-    strangers = {row["cohort"] for row in rows} - {"train", "test"}
+    strangers = {row[grouping.column] for row in rows} - set(grouping.values)
     if strangers:
-        raise ValueError(f"cohorts {sorted(map(str, strangers))} besides train and test")
-    cohorts = [[row for row in rows if row["cohort"] == name] for name in ("train", "test")]
-    sizes = [len(cohort) for cohort in cohorts]
-    table = [_row(None, "Sample size (n)", "n", [str(size) for size in sizes], sizes, [0, 0], "", None, None, "")]
+        raise ValueError(f"{grouping.column} {sorted(map(str, strangers))} besides {grouping.values}")
+    groups = [[row for row in rows if row[grouping.column] == value] for value in grouping.values]
+    sizes = [len(group) for group in groups]
+    columns = columns_of(grouping)
+    first = (None, "Sample size (n)", "", "n", *map(str, sizes), *sizes, 0, 0, "", None, "", None)
+    table = [dict(zip(columns, first, strict=True))]
     for column, label, kind in VARIABLES:
-        groups = [_values(cohort, column) for cohort in cohorts]
-        known = [group.size for group in groups]
-        missing = [size - n for size, n in zip(sizes, known, strict=True)]
-        method, p = _compare(kind, *groups)
-        smd = standardised_mean_difference(*groups, binary=kind == SHARE)
-        texts = [_summary(kind, group) for group in groups]
-        table.append(_row(column, label, kind, texts, known, missing, method, p, smd, format_p(p)))
+        if column == grouping.column:
+            continue
+        values = [_values(group, column) for group in groups]
+        known = [one.size for one in values]
+        method, p = _compare(kind, *values)
+        smd = standardised_mean_difference(*values, binary=kind == SHARE)
+        row = (
+            column,
+            label,
+            "NCCT markers" if column in MARKERS else "",
+            kind,
+            *(_summary(kind, one) for one in values),
+            *known,
+            *(size - n for size, n in zip(sizes, known, strict=True)),
+            method,
+            None if math.isnan(p) else p,
+            format_p(p),
+            None if math.isnan(smd) else smd,
+        )
+        table.append(dict(zip(columns, row, strict=True)))
     return table
 
 
-def write_characteristics(rows, path):
+def write_characteristics(rows, path, grouping=BY_COHORT):
     """Write Table 1 as tab-separated text.
 
     Parameters
@@ -94,44 +137,26 @@ def write_characteristics(rows, path):
     rows : list of dict
         Eligible patients, see `characteristics`.
     path : path-like
-        One line per row of the table, columns as in `COLUMNS`; undefined numbers are empty.
+        One line per row of the table, columns as in `columns_of`; undefined numbers are empty.
+    grouping : Grouping
+        Which two groups are compared.
     """
-    write_table(path, characteristics(rows), COLUMNS)
+    write_table(path, characteristics(rows, grouping), columns_of(grouping))
 
 
-def _row(column, label, kind, texts, known, missing, method, p, smd, p_text):
-    undefined = [value is None or math.isnan(value) for value in (p, smd)]
-    return {
-        "variable": column,
-        "label": label,
-        "group": "NCCT markers" if column in MARKERS else "",
-        "type": kind,
-        "train": texts[0],
-        "test": texts[1],
-        "train_n": known[0],
-        "test_n": known[1],
-        "train_missing": missing[0],
-        "test_missing": missing[1],
-        "method": method,
-        "p": None if undefined[0] else p,
-        "p_text": p_text,
-        "smd": None if undefined[1] else smd,
-    }
-
-
-def _values(cohort, column):
-    values = [row[column] for row in cohort]
+def _values(group, column):
+    values = [row[column] for row in group]
     if column == "sex":
         values = [None if value is None else {"m": 1, "f": 0}[value] for value in values]
     return np.array([value for value in values if value is not None and not math.isnan(value)], float)
 
 
-def _compare(kind, train, test):
+def _compare(kind, first, second):
     if kind == MEAN:
-        return "Student's t-test", student_t(train, test).p_value
+        return "Student's t-test", student_t(first, second).p_value
     if kind == MEDIAN:
-        return "Mann-Whitney U test", mann_whitney(train, test).p_value
-    table = [[np.sum(group == 1), np.sum(group == 0)] for group in (train, test)]
+        return "Mann-Whitney U test", mann_whitney(first, second).p_value
+    table = [[np.sum(group == 1), np.sum(group == 0)] for group in (first, second)]
     if not expected_counts(table).min() >= 1:
         return "none: an expected count is below 1", math.nan
     return "Pearson's chi-square test", pearson_chi2(table).p_value

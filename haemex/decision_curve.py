@@ -46,7 +46,7 @@ def decision_curve(scores):
     Parameters
     ----------
     scores : list of dict
-        `haemex.evaluation.score_patients`: expansion, calibrated_probability, volume, bat; None = missing.
+        `haemex.table_two.score_patients`: expansion, calibrated_probability, volume, bat; None = missing.
 
     Returns
     -------

@@ -558,7 +558,7 @@ def draw_roc(scores, table2, confidence):
     confidence : float
         Level of those intervals.
     """
-    from haemex.statistics import roc_points
+    from haemex.statistics import roc_points, round_half_up
 
     figure = _figure(5.2, 5.7)
     axes = figure.subplots()
@@ -575,12 +575,13 @@ def draw_roc(scores, table2, confidence):
         if row["auc"] is None:
             continue
         fpr, tpr, _ = roc_points([r["expansion"] for r in known], [r[column] for r in known])
+        auc, lower, upper = (round_half_up(row[cell], 2) for cell in ("auc", "auc_lower", "auc_upper"))
         axes.plot(
             fpr,
             tpr,
             color=colour,
             linestyle=dash,
-            label=f"{name}: {row['auc']:.2f} ({row['auc_lower']:.2f} to {row['auc_upper']:.2f})",
+            label=f"{name}: {auc} ({lower} to {upper})" if lower else f"{name}: {auc} (no interval)",
             zorder=3 if column == "cnn" else 2,
         )
         if row["sensitivity"] is not None and row["specificity"] is not None:
@@ -749,13 +750,16 @@ def draw_subgroups(table, confidence):
         Level of the intervals.
     """
     from haemex.statistics import round_half_up
+    from haemex.subgroups import WITHOUT_SCANNER
 
     lines, division = [], None
     for row in table:
         if row["division"] != division and row is not table[0]:
             lines.append((row["division"], None))
         division = row["division"]
-        lines.append(("Test cohort" if row is table[0] else f"   {row['group']}", row))
+        # The heading says "without", and names of scanners are long.
+        group = row["group"].removeprefix("without ") if division == WITHOUT_SCANNER else row["group"]
+        lines.append(("Test cohort" if row is table[0] else f"   {group}", row))
     figure = _figure(7.4, 0.235 * len(lines) + 0.75)
     names, axes, numbers = figure.subplots(1, 3, sharey=True, width_ratios=[2.7, 2.6, 2.1])
     for aside in (names, numbers):
@@ -772,7 +776,8 @@ def draw_subgroups(table, confidence):
     soft = "#5A6068"
     for height, (label, row) in enumerate(lines):
         head = row is None or row is table[0]
-        write(names, 0, height, label, fontweight="bold" if head else "normal")
+        weight = "bold" if head else "normal"
+        write(names, 0, height, label, fontweight=weight, fontsize=max(6.5, 8.5 * min(1, 38 / len(label))))
         if row is None:
             continue
         write(numbers, 0.26, height, f"{row['expansions']} / {row['n']}", ha="right")

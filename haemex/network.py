@@ -159,11 +159,8 @@ class TwoOutputUNet(nn.Module):
         InputError
             The grid does not suit two halvings.
         """
-        self._refuse_grid(scans)
-        one, two, bridge = self._encode(scans)
-        decoded = self.decoder2(torch.cat([self.up2(bridge), two], dim=1))
-        decoded = self.decoder1(torch.cat([self.up1(decoded), one], dim=1))
-        return self.segmentation(decoded), self._classify(bridge)
+        features = self.encode(scans)
+        return self.decode(*features), self.classify_bridge(features[-1])
 
     def classify(self, scans):
         """Compute the classification output alone: without the decoder, two thirds of the work fall away.
@@ -175,15 +172,31 @@ class TwoOutputUNet(nn.Module):
         classification : torch.Tensor, (batch,)
             Logit of "the haematoma expands".
         """
-        self._refuse_grid(scans)
-        return self._classify(self._encode(scans)[-1])
+        return self.classify_bridge(self.encode(scans)[-1])
 
-    def _encode(self, scans):
+    def encode(self, scans):
+        """Compute the features that both outputs are made of.
+
+        Parameters and errors are those of `forward`.
+
+        Returns
+        -------
+        one, two, bridge : torch.Tensor, (batch, channel, z, y, x)
+            Features of levels 1 and 2, and of the bridge.
+        """
+        self._refuse_grid(scans)
         one = self.level1(scans)
         two = self.level2(one)
         return one, two, self.bridge(self.level3(two))
 
-    def _classify(self, bridge):
+    def decode(self, one, two, bridge):
+        """Compute the segmentation output from the features that `encode` returns."""
+        decoded = self.decoder2(torch.cat([self.up2(bridge), two], dim=1))
+        decoded = self.decoder1(torch.cat([self.up1(decoded), one], dim=1))
+        return self.segmentation(decoded)
+
+    def classify_bridge(self, bridge):
+        """Compute the classification output from the features of the bridge that `encode` returns."""
         features = self.classification(bridge)
         # In fp32 whatever the convolutions are computed in: logits rounded to bf16 would tie patients.
         device = features.device.type
@@ -386,9 +399,29 @@ def predict_scan(model, scan, device, precision="fp32"):
     haematoma : numpy.ndarray, (z, y, x), float32
         Probability of haematoma per voxel.
     """
+    return predict_scan_and_bridge(model, scan, device, precision)[:2]
+
+
+def predict_scan_and_bridge(model, scan, device, precision="fp32"):
+    """Apply a network to one scan and keep the bridge, from which `haemex.explanation` tells what spoke for expansion.
+
+    Parameters
+    ----------
+    model, scan, device, precision
+        See `predict_scan`.
+
+    Returns
+    -------
+    logit, haematoma
+        See `predict_scan`.
+    bridge : torch.Tensor, (1, channel, z, y, x), float32
+        Features of the bridge, on the device.
+    """
     with _one_scan(model, scan, device, precision) as scan:
-        segmentation, classification = model(scan)
-        return classification.item(), torch.sigmoid(segmentation[0, 0].float()).cpu().numpy()
+        features = model.encode(scan)
+        segmentation, classification = model.decode(*features), model.classify_bridge(features[-1])
+        haematoma = torch.sigmoid(segmentation[0, 0].float()).cpu().numpy()
+        return classification.item(), haematoma, features[-1].float()
 
 
 def predict_expansion(model, scan, device, precision="fp32"):

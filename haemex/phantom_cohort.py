@@ -183,6 +183,7 @@ COLUMNS = (
     "age_years",
     "sex",
     "haemorrhage_site",
+    "haematoma_location",
     "onset_to_ct_h",
     "ct_to_followup_h",
     "died_or_surgery_before_followup",
@@ -199,6 +200,7 @@ COLUMNS = (
     "anticoagulation",
     "nihss",
     "intraventricular_haemorrhage",
+    "followup_intraventricular_haemorrhage",
     *SIGNS,
     *(f"{marker}_rater2" for marker in SIGNS),
     "baseline_mask_rater2",
@@ -269,16 +271,21 @@ def _row(person):
     """Make the row of a cohort table from what was drawn of a person."""
     died = person["reason"] == "died_or_surgery"
     places = {"cerebellum": "infratentorial", "pons": "infratentorial", "ventricle": "ventricular"}
+    location = "deep" if person["site"] in DEEP else "lobar" if person["site"] in LOBES else None
+    ventricular = person["intraventricular_haemorrhage"]
     row = {
         "admission_date": date.fromordinal(person["day"]).isoformat(),
         "age_years": person["age_years"],
         "sex": "m" if person["male"] else "f",
         "haemorrhage_site": places.get(person["site"], "supratentorial"),
+        "haematoma_location": location,
         "onset_to_ct_h": person["onset_to_ct_h"],
         "ct_to_followup_h": None if died else person["ct_to_followup_h"],
         "died_or_surgery_before_followup": int(died),
         "poor_image_quality": int(person["reason"] == "poor_image_quality"),
         "nihss": person["nihss"],
+        # No blood breaks into the ventricles between the two scans.
+        "followup_intraventricular_haemorrhage": None if died else ventricular,
     }
     history = ("hypertension", "diabetes", "prestroke", "antiplatelet", "anticoagulation")
     return row | {name: person[name] for name in (*history, "intraventricular_haemorrhage", *SIGNS)}

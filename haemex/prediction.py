@@ -1,29 +1,22 @@
-"""Apply a locked model: the bundle it travels in, and predictions for scans whose outcome it never sees."""
+"""Apply a locked model to scans whose outcome it never sees."""
 
-import dataclasses
-import hashlib
-import importlib.metadata
-import json
 import math
-import re
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
-import torch
 
-from haemex.calibration import calibrate, read_calibration
+from haemex.bundle import load_bundle, refuse_other_preprocessing
+from haemex.calibration import calibrate
 from haemex.errors import InputError
-from haemex.files import write_atomically, write_json
+from haemex.explanation import bridge_affine, relevance_map
 from haemex.logs import Progress, announce
 from haemex.network import (
-    TwoOutputUNet,
     computing,
     device_name,
     inference_precision,
     place,
     predict_expansion,
-    predict_scan,
+    predict_scan_and_bridge,
     probability,
 )
 from haemex.nifti import read_grid, read_volume, write_volume
@@ -31,7 +24,6 @@ from haemex.resample import resample_haematoma
 from haemex.segmentation_metrics import volume_ml
 from haemex.tables import write_table
 
-FORMAT = 2
 COLUMNS = (
     "patient",
     "cohort",
@@ -42,136 +34,10 @@ COLUMNS = (
     "predicted_ml",
     "ensemble_probability",
     "ensemble_sd",
+    "relevance_maximum",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Bundle:
-    """A trained network with all that belongs to its use.
-
-    Attributes
-    ----------
-    model : TwoOutputUNet
-        On the CPU, in evaluation mode.
-    preprocessing : dict
-        The section `resample` its scans were made with.
-    threshold : float
-        A probability of expansion at or above it is positive.
-    calibration : dict
-        For `haemex.calibration.calibrate`.
-    ensemble : tuple of TwoOutputUNet
-        The fold models, likewise; none if they were not asked for.
-    """
-
-    model: TwoOutputUNet
-    preprocessing: dict
-    threshold: float
-    calibration: dict
-    ensemble: tuple
-
-
-def write_bundle(folder, *, fold_weights, network, preprocessing, threshold, rule, calibration, training, cohort):
-    """Complete a model bundle beside the weights that stand in `model.safetensors`.
-
-    The fold models come in as `fold0.safetensors`, `fold1.safetensors`, ..., then all is described in `model.json`.
-
-    Parameters
-    ----------
-    folder : path-like
-        Holds `model.safetensors` as `haemex.training.train_network` wrote it.
-    fold_weights : sequence of path-like
-        Weights of the same network from the cross-validation, by fold; they become the ensemble.
-    network : dict
-        The section `network` as used.
-    preprocessing : dict
-        The section `resample`.
-    threshold : float
-        Locked operating point, a probability.
-    rule : str
-        How the threshold was found.
-    calibration : dict
-        Of `haemex.calibration_fit.fit_calibration`.
-    training : dict
-        The section `training` as used.
-    cohort : dict
-        `patients` and `expansions` of the training cohort, counts.
-
-    Raises
-    ------
-    InputError
-        The weights are not those of such a network, or the calibration cannot be used.
-    """
-    folder = Path(folder)
-    card_path, weights_path = folder / "model.json", folder / "model.safetensors"
-    model, checksum = _load_weights(weights_path, network)
-    ensemble = []
-    for fold, path in enumerate(fold_weights):
-        own = folder / f"fold{fold}.safetensors"
-        _load_weights(path, network)
-        write_atomically(own, Path(path).read_bytes())
-        ensemble.append({"file": own.name, "sha256": _sha256(own)})
-    content = {
-        "format": FORMAT,
-        "network": {**network, "parameters": model.parameter_count()},
-        "weights_sha256": checksum,
-        "ensemble": ensemble,
-        "preprocessing": preprocessing,
-        "operating_point": {"threshold": threshold, "rule": rule},
-        "calibration": read_calibration(calibration, card_path),
-        "training": training,
-        "cohort": cohort,
-        "versions": {"haemex": importlib.metadata.version("haemex"), "torch": torch.__version__},
-    }
-    write_json(card_path, content)
-
-
-def load_bundle(folder, ensemble=True):
-    """Read a model bundle, one's own or another centre's. Nothing in it is executed.
-
-    Parameters
-    ----------
-    folder : path-like
-        Holds `model.safetensors`, `fold{k}.safetensors` of every fold model, and `model.json`.
-    ensemble : bool
-        Whether the fold models are read too; without them their files may be missing.
-
-    Returns
-    -------
-    Bundle
-
-    Raises
-    ------
-    InputError
-        A file is missing or damaged, of another format, or they do not belong together.
-    """
-    folder = Path(folder)
-    path = folder / "model.json"
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise _refused(path, f"no readable model description ({error})") from None
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        raise _refused(path, f"the bundle's format is {found!r}, this haemex reads {FORMAT}")
-    try:
-        network, parameters = dict(content["network"]), content["network"]["parameters"]
-        del network["parameters"]
-        preprocessing, checksum = dict(content["preprocessing"]), content["weights_sha256"]
-        members = [(member["file"], member["sha256"]) for member in content["ensemble"]]
-        threshold = float(content["operating_point"]["threshold"])
-        calibration = content["calibration"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise _refused(path, f"the model description is incomplete ({type(error).__name__}: {error})") from None
-    if not math.isfinite(threshold):
-        raise _refused(path, f"threshold is {threshold}")
-    calibration = read_calibration(calibration, path)
-    for name, _ in members:
-        # Files of the bundle only: a description from elsewhere leads nowhere else.
-        if not isinstance(name, str) or not re.fullmatch(r"fold\d+\.safetensors", name):
-            raise _refused(path, f"a fold model is named {name!r}, not fold0.safetensors or the like")
-    model = _load_member(folder / "model.safetensors", network, parameters, checksum)
-    models = [_load_member(folder / name, network, parameters, sha256) for name, sha256 in members if ensemble]
-    return Bundle(model, preprocessing, threshold, calibration, tuple(models))
+# Maps of relevance in int16: steps of 0.00006, and 1 is a whole number of steps.
+RELEVANCE_SLOPE = 2**-14
 
 
 def predict_patients(
@@ -203,9 +69,12 @@ def predict_patients(
     threads : int
         CPU threads.
     predictions_path : path-like
-        One row per patient (`COLUMNS`).
+        One row per patient (`COLUMNS`). `relevance_maximum` is what 1 means in the patient's relevance map.
     masks_folder : path-like
-        Gets `{patient}_haematoma.nii.gz` on the native grid and `{patient}_grid.nii.gz` on the network's, both uint8.
+        Gets `{patient}_haematoma.nii.gz` on the native grid and `{patient}_grid.nii.gz` on the network's, both uint8;
+        and `{patient}_relevance.nii.gz`, where the evidence for expansion lies: 0 to 1 in steps of 2**-14 (int16 with
+        that slope; reads as float32), on the grid of the network's bridge, with the affine of that grid (see
+        `haemex.explanation`; `haemex.relevance` brings it to any other grid).
     precision : {"auto", "fp32", "bf16"}
         Of the convolutions; see `haemex.network.inference_precision`.
     ensemble : bool
@@ -236,9 +105,10 @@ def predict_patients(
                     "run the stage resample again",
                     ct_path,
                 )
-            logit, haematoma = predict_scan(model, ct, device, precision)
+            logit, haematoma, bridge = predict_scan_and_bridge(model, ct, device, precision)
+            relevance, relevance_maximum = relevance_map(model, bridge)
             fold_logits = [predict_expansion(one, ct, device, precision) for one in fold_models]
-            for value in (logit, *fold_logits):
+            for value in (logit, relevance_maximum, *fold_logits):
                 if not math.isfinite(value):
                     raise InputError(
                         f"patient {patient}: the network's output is {value}",
@@ -250,6 +120,8 @@ def predict_patients(
             native = resample_haematoma(drawn, affine, native_affine, native_shape).astype(np.uint8)
             write_volume(Path(masks_folder) / f"{patient}_grid.nii.gz", drawn.astype(np.uint8), affine)
             write_volume(Path(masks_folder) / f"{patient}_haematoma.nii.gz", native, native_affine)
+            relevance_path = Path(masks_folder) / f"{patient}_relevance.nii.gz"
+            write_volume(relevance_path, relevance, bridge_affine(model, affine), slope=RELEVANCE_SLOPE)
             expansion, of_folds = probability(logit), [probability(value) for value in fold_logits]
             rows.append(
                 {
@@ -262,83 +134,8 @@ def predict_patients(
                     "predicted_ml": volume_ml(native, native_affine),
                     "ensemble_probability": float(np.mean(of_folds)) if of_folds else None,
                     "ensemble_sd": float(np.std(of_folds, ddof=1)) if len(of_folds) > 1 else None,
+                    "relevance_maximum": relevance_maximum,
                 }
             )
             progress.step(done)
     write_table(predictions_path, rows, COLUMNS)
-
-
-def refuse_other_preprocessing(trained_with, present, file):
-    """Refuse scans that were made otherwise than those the model was trained on.
-
-    Parameters
-    ----------
-    trained_with, present : dict
-        Sections `resample`; 10 and 10.0, lists and tuples are the same.
-    file : path-like
-        The bundle, for the message.
-
-    Raises
-    ------
-    InputError
-        Names the settings that differ.
-    """
-    differing = [
-        f"resample.{key} is {present.get(key, 'absent')}, the model was trained with {trained_with.get(key, 'absent')}"
-        for key in sorted({*trained_with, *present})
-        if key not in trained_with or key not in present or not _same(trained_with[key], present[key])
-    ]
-    if differing:
-        raise InputError("; ".join(differing), "set the section resample as in the bundle's model.json", file)
-
-
-def _load_member(path, network, parameters, checksum):
-    """Load one network of a bundle, refusing any that the description was not written for."""
-    model, found = _load_weights(path, network)
-    if model.parameter_count() != parameters:
-        raise _refused(
-            path.with_name("model.json"), f"{parameters} parameters stated, the network has {model.parameter_count()}"
-        )
-    if found != checksum:
-        raise _refused(path, "the weights are not those that model.json was written for")
-    return model.eval()
-
-
-def _load_weights(path, network):
-    """Make a network and load its weights, refusing any that are not exactly its own; return the file's digest too."""
-    path = Path(path)
-    try:
-        tensors, checksum = safetensors.torch.load_file(path), _sha256(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise _refused(path, f"no readable weights ({error})") from None
-    try:
-        model = TwoOutputUNet(**network)
-    except TypeError as error:
-        raise _refused(path.with_name("model.json"), f"the network's settings are not usable ({error})") from None
-    expected = model.state_dict()
-    wrong = sorted(
-        name
-        for name in {*expected, *tensors}
-        if name not in expected or name not in tensors or expected[name].shape != tensors[name].shape
-    )
-    if wrong:
-        raise _refused(path, f"{len(wrong)} tensors do not fit the network described, the first is {wrong[0]}")
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise _refused(path, "a weight is not a finite number")
-    model.load_state_dict(tensors)
-    return model, checksum
-
-
-def _sha256(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def _same(a, b):
-    """Compare two settings: numbers by value, sequences by their items."""
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
-def _refused(path, problem):
-    return InputError(problem, "take the whole folder of the model bundle again from where it was made", path)

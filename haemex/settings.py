@@ -86,11 +86,11 @@ def _contradictions(config):
     problems = []
     if not candidate_names(config):
         problems.append("`candidates` names none")
-    studied = config.get("seed_study", {}).get("candidate")
-    if studied is not None and studied not in candidate_names(config):
-        problems.append(
-            f"`seed_study.candidate`: there is no such candidate ({nearest(studied, candidate_names(config))})"
-        )
+    for section in ("seed_study", "scanner_study"):
+        studied = config.get(section, {}).get("candidate")
+        if studied is not None and studied not in candidate_names(config):
+            known = nearest(studied, candidate_names(config))
+            problems.append(f"`{section}.candidate`: there is no such candidate ({known})")
     (train_start, train_end), (test_start, test_end) = config["cohorts"]["train"], config["cohorts"]["test"]
     if not train_start <= train_end < test_start <= test_end:
         problems.append("`cohorts`: the test period has to begin after the training period ends")

@@ -16,9 +16,9 @@ from haemex.settings import candidate_names, candidate_settings, check_config
 # Each has its rules in workflow/rules/; the optional ones where the config has a section of that name.
 STAGES = (
     *("check", "convert", "measure", "markers", "skullstrip", "resample", "inspect", "qc", "cohort"),
-    *("augment", "train", "select", "final", "predict", "evaluate", "report"),
+    *("augment", "train", "select", "final", "predict", "evaluate", "cards", "report"),
 )
-OPTIONAL_STAGES = ("phantom", "seed_study")
+OPTIONAL_STAGES = ("phantom", "seed_study", "scanner_study")
 
 # The columns of `haemex.markers.MARKERS`, whose module takes long to import: every job reads the rules anew.
 READINGS = ("hypodensity", "black_hole", "swirl", "blend", "fluid_level", "irregular_shape", "heterogeneous_density")
@@ -89,8 +89,9 @@ class Study:
         self.candidates = candidate_names(config)
         self.stages = STAGES + tuple(stage for stage in OPTIONAL_STAGES if stage in config)
         self.results = ["<results>/report/report.html"]
-        if "seed_study" in config:
-            self.results.append("<results>/seed_study/seeds.tsv")
+        for name, table in (("seed_study", "seeds"), ("scanner_study", "scanners")):
+            if name in config:
+                self.results.append(f"<results>/{name}/{table}.tsv")
         self.folds = range(config["folds"])
 
     def _write_synthetic_table(self):
@@ -99,10 +100,11 @@ class Study:
 
         folder = Path(self.table).parent
         folder.mkdir(parents=True, exist_ok=True)
-        patients = draw_patients(self.config["phantom"], self.config["seed"])
+        settings = self.config["phantom"]
+        patients = draw_patients(settings, self.config["seed"])
         write_cohort_table(patients, self.table, folder.as_posix())
         write_truth(patients, folder / "truth.tsv")
-        write_model(patients, folder / "expansion_model.json", self.config["seed"])
+        write_model(patients, folder / "expansion_model.json", self.config["seed"], settings.get("centre", "first"))
         self.truth = [(folder / "truth.tsv").as_posix()]
 
     def hold(self):

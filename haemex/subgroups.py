@@ -1,7 +1,9 @@
 """The network's results in parts of the test cohort.
 
-Every cut is fixed without a look at an outcome of the test cohort: on the training cohort, beforehand, or at the median
-of the spread between the fold models. Subgroups are small and many; no test is made between them.
+The test cohort is divided by scanner, size, time, sex, age and the network's own doubt; and, to see whether the result
+hangs on one scanner, it is taken without the patients of each. Every cut is fixed without a look at an outcome of the
+test cohort: on the training cohort, beforehand, or at the median of the spread between the fold models. Subgroups are
+small and many; no test is made between them.
 """
 
 import itertools
@@ -16,6 +18,8 @@ MEASURES = ("auc", "sensitivity", "specificity")
 COLUMNS = ("division", "group", "n", "expansions")
 COLUMNS += (*(f"{name}{end}" for name in MEASURES for end in ("", "_lower", "_upper")), "note")
 UNKNOWN = "not known"
+# The one division whose groups overlap: whether the result hangs on the patients of a single scanner.
+WITHOUT_SCANNER = "Without one scanner"
 
 
 def divide(test, training, scanners, predictions):
@@ -25,7 +29,7 @@ def divide(test, training, scanners, predictions):
     ----------
     test, training : list of dict
         Patients with `patient`, `baseline_ml` (mL), `onset_to_ct_h` (h), `sex` ("m", "f") and `age_years`; None =
-        missing.
+        missing. `haematoma_location` ("deep", "lobar") where the cohort table has it.
     scanners : dict of str to str
         Name of the baseline scanner by patient.
     predictions : dict of str to dict
@@ -36,12 +40,17 @@ def divide(test, training, scanners, predictions):
     list of (str, dict of str to list of str)
         Name of the division, and patients by group, in the order to print; every patient is in one group of each
         division, `UNKNOWN` where the value is missing. A division of which nothing is known is left out.
+        `WITHOUT_SCANNER` alone is no partition: each of its groups, "without <scanner>", is the whole test cohort but
+        for one scanner's patients. It is there where the test patients come from more than one scanner.
     """
 
     def known(rows, column):
         return [row[column] for row in rows if row[column] is not None]
 
     divisions = [("Scanner", {row["patient"]: scanners[row["patient"]] for row in test}, None)]
+    # Of supratentorial haematomas; the table need not have the column.
+    location = {row["patient"]: row.get("haematoma_location") or UNKNOWN for row in test}
+    divisions.append(("Haematoma location", location, ("deep", "lobar")))
     low, high = np.quantile(known(training, "baseline_ml"), [1 / 3, 2 / 3])
     divisions.append(_by_number(test, "baseline_ml", "Haematoma volume, training thirds", (low, high), "mL"))
     onset = _by_number(test, "onset_to_ct_h", "Onset to CT", (ONSET_CUT_H,), "h")
@@ -69,6 +78,14 @@ def divide(test, training, scanners, predictions):
             del members[UNKNOWN]
         if set(members) - {UNKNOWN} and any(members[group] for group in groups):
             found.append((name, members))
+    names = sorted(set(divisions[0][1].values()))
+    if len(names) > 1:
+        # Left out of the evaluation only; the network was trained on all of them (`haemex.scanner_study` trains anew).
+        without = {
+            f"without {left_out}": [row["patient"] for row in test if scanners[row["patient"]] != left_out]
+            for left_out in names
+        }
+        found.insert(1, (WITHOUT_SCANNER, without))
     return found
 
 
@@ -92,7 +109,7 @@ def subgroup_table(scores, divisions, confidence):
     Parameters
     ----------
     scores : list of dict
-        `haemex.evaluation.score_patients`: patient, expansion, `cnn` and `positive`.
+        `haemex.table_two.score_patients`: patient, expansion, `cnn` and `positive`.
     divisions : list of (str, dict of str to list of str)
         `divide`.
     confidence : float

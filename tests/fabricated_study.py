@@ -13,10 +13,22 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from haemex.nifti import write_volume
+from haemex.nifti import read_volume, write_volume
+
+# A measure and the sentence of each marker, as `haemex.markers` words them.
+EVIDENCE = {
+    "hypodensity": ({"inside_hu": 41.2, "around_hu": 65.1}, "41 HU inside, 65 around, 21 deep, 30 mm2; slice {}"),
+    "black_hole": ({"difference_hu": 33.4}, "30 HU inside, 64 around, difference 33 (28 asked); slice {}"),
+    "swirl": ({"depth_mm": 6.5}, "36 HU, brain 33, 40 mm2, 7 mm deep; slice {}"),
+    "blend": ({"difference_hu": 20.3}, "48 HU beside 68, difference 20 (18 asked); slice {}"),
+    "fluid_level": ({"line_mm": 19.0}, "36 HU above, 62 below a line of 19 mm, brain 33; slice {}"),
+    "irregular_shape": ({"irregularities": 3}, "irregularities: 3 (2 asked), 1 of them separate; hollows: 1; slice {}"),
+    "heterogeneous_density": ({"foci": 4}, "foci: 4 (3 asked), standard deviation 9 HU; slice {}"),
+}
 
 FOLDS = 3
 TRAIN, TEST = 12, 8
+FLAT = 16  # a test patient (counted from 0) so flat that only the shape is decided from the CT
 MARKERS = (
     "hypodensity",
     "black_hole",
@@ -249,6 +261,8 @@ def fabricate(folder, matrix=48, slices=12, signal=1.5, seed=10):
             }
         )
     clinical[TRAIN + 1]["swirl"] = None  # a missing reading in the test cohort
+    for i, row in enumerate(clinical):
+        write_computed_markers(R, i, row, np.random.default_rng([seed, i]))
 
     calibration = newton_logistic([r["logit"] for r in out_of_fold], [r["expansion"] for r in out_of_fold])
     threshold = brute_force_youden([r["expansion"] for r in out_of_fold], [r["probability"] for r in out_of_fold])
@@ -301,6 +315,23 @@ def fabricate(folder, matrix=48, slices=12, signal=1.5, seed=10):
             {**empty, **ages, "train_missing": 0, "test_missing": 0, "p": 1e-5, "p_text": "<0.001", "smd": -3.3},
             {**empty, **swirl, "group": "NCCT markers", "train_missing": 0, "test_missing": 1, "p": 0.8}
             | {"p_text": "0.800", "smd": 0.14},
+        ],
+    )
+    columns = columns.replace("train", "expansion").replace("test", "no_expansion")
+    empty = dict.fromkeys(columns.split())
+    ages = {"variable": "age_years", "label": "Age, years", "type": "mean±SD"}
+    ages |= {"expansion": "58.0±6.3", "no_expansion": "60.2±5.9", "expansion_n": 7, "no_expansion_n": 13}
+    swirl = {"variable": "swirl", "label": "Swirl sign", "type": "n (%)", "expansion": "5 (71.4)"}
+    swirl |= {"no_expansion": "4 (33.3)", "expansion_n": 7, "no_expansion_n": 12}
+    write_tsv(
+        R / "table1/table1_expansion.tsv",
+        [
+            {**empty, "label": "Sample size (n)", "type": "n", "expansion": "7", "no_expansion": "13", "p_text": "N/A"}
+            | {"expansion_n": 7, "no_expansion_n": 13, "expansion_missing": 0, "no_expansion_missing": 0},
+            {**empty, **ages, "expansion_missing": 0, "no_expansion_missing": 0, "method": "Student's t-test"}
+            | {"p": 0.441, "p_text": "0.441", "smd": -0.36},
+            {**empty, **swirl, "group": "NCCT markers", "expansion_missing": 0, "no_expansion_missing": 1}
+            | {"method": "Pearson's chi-square test", "p": 0.109, "p_text": "0.109", "smd": 0.82},
         ],
     )
     roles_paths = []
@@ -428,6 +459,7 @@ def fabricate(folder, matrix=48, slices=12, signal=1.5, seed=10):
             "measure_folder": R / "measure",
             "convert_folder": R / "convert",
             "resample_folder": R / "resample",
+            "markers_folder": R / "markers",
             "out_folder": R / "evaluate",
             "confidence": 0.95,
             "bat_cut": 3,
@@ -447,6 +479,50 @@ def fabricate(folder, matrix=48, slices=12, signal=1.5, seed=10):
             "overlays": 6,
         },
     )
+
+
+def write_computed_markers(R, i, row, rng):
+    """Write what was computed from the CT of patient number i: mostly what was read, sometimes not, or nothing.
+
+    The label map marks the middle slice of the haematoma for every sign that is present.
+    """
+    patient, markers = row["patient"], {}
+    for m in MARKERS:
+        present = (row[m] or 0) ^ int(rng.random() < 0.15)
+        decided = i != FLAT or m == "irregular_shape"
+        measures, sentence = EVIDENCE[m]
+        said = decided and present
+        markers[m] = {
+            "present": present if decided else None,
+            "read": row[m],
+            "measures": {**measures, "slice": 4} if said else {},
+            "evidence": sentence.format(4) if said else "",
+        }
+    apart = [
+        m for m, one in markers.items() if None not in (one["present"], one["read"]) and one["present"] != one["read"]
+    ]
+    hours = row["onset_to_ct_h"]
+
+    def bat(source):
+        blend, hypodensity = markers["blend"][source], markers["hypodensity"][source]
+        return None if None in (blend, hypodensity) else blend + 2 * hypodensity + 2 * (hours < 2.5)
+
+    write_json(
+        R / f"markers/{patient}.json",
+        {
+            "patient": patient,
+            "markers": markers,
+            "disagreements": apart,
+            "onset_to_ct_h": hours,
+            "bat_score": bat("present"),
+            "bat_score_read": bat("read"),
+        },
+    )
+    mask, affine = read_volume(R / f"measure/{patient}_haematoma.nii.gz")
+    bits = np.zeros(mask.shape, np.uint8)
+    middle = int(np.flatnonzero(mask.any((1, 2))).mean())
+    bits[middle] = (mask[middle] > 0) * np.uint8(sum(1 << k for k, m in enumerate(MARKERS) if markers[m]["present"]))
+    write_volume(R / f"markers/{patient}_markers.nii.gz", bits, affine)
 
 
 def history(rng, validated):

@@ -7,7 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from haemex.characteristics import COLUMNS, VARIABLES, characteristics, write_characteristics
+from haemex.characteristics import (
+    BY_COHORT,
+    BY_EXPANSION,
+    VARIABLES,
+    characteristics,
+    columns_of,
+    write_characteristics,
+)
 from haemex.statistics import mann_whitney, student_t
 
 # Counts of the paper's Table 1 with the printed cells: training, testing, p.
@@ -143,15 +150,71 @@ def test_an_unknown_cohort_is_refused():
         characteristics([{"cohort": "validation"}])
 
 
+def turned(rows):
+    """The same patients, grouped the other way round: cohorts become outcomes, outcomes cohorts."""
+    of = {"train": 1, "test": 0}
+    return [row | {"expansion": of[row["cohort"]], "cohort": ("test", "train")[row["expansion"]]} for row in rows]
+
+
+def test_by_expansion_the_cells_are_those_of_the_same_groups_by_cohort():
+    # The paper's cohorts, called expansion and none: its cells and p-values must come out again, under other names.
+    table = {row["variable"]: row for row in characteristics(turned(paper_rows()), BY_EXPANSION)}
+    for column, (_, _, train, test, p_text) in PAPER.items():
+        if column == "expansion":
+            continue
+        row = table[column]
+        assert (row["expansion"], row["no_expansion"], row["p_text"]) == (train, test, p_text), column
+        assert row["expansion_missing"] == MISSING.get(column, 0) and row["no_expansion_missing"] == 0
+    same = by_variable(paper_rows())
+    renamed = dict(zip(columns_of(BY_EXPANSION), columns_of(BY_COHORT), strict=True))
+    for variable, row in table.items():
+        assert {renamed[name]: value for name, value in row.items()} == same[variable]
+    assert "expansion" not in table and list(table) == [name for name in same if name != "expansion"]
+
+
+def test_by_expansion_by_hand_over_both_cohorts():
+    rows = small_rows([1, 2, 3, 3, None], [3, 4, 5], "age_years")
+    for row, outcome in zip(rows, (1, 1, 0, 0, 0, 0, 1, 1), strict=True):
+        row["expansion"] = outcome
+    size, age, *_ = characteristics(rows, BY_EXPANSION)
+    assert (size["expansion"], size["no_expansion"]) == ("4", "4")
+    # With expansion 1, 2, 4, 5 (mean 3, variance 10/3); without 3, 3, 3 (and one missing).
+    assert (age["expansion"], age["no_expansion"]) == ("3.0±1.8", "3.0±0.0")
+    assert (age["expansion_n"], age["no_expansion_n"], age["no_expansion_missing"]) == (4, 3, 1)
+    assert age["smd"] == 0 and age["p"] == 1
+
+
+def test_the_sign_of_the_difference_is_first_minus_second_group():
+    rows = small_rows([2, 3, 4], [0, 1, 2], "age_years")
+    for row in rows:
+        row["expansion"] = int(row["age_years"] <= 2)
+    assert characteristics(rows)[1]["smd"] == pytest.approx(2.0)
+    # With expansion 2, 0, 1, 2 (mean 1.25, variance 2.75/3), without 3 and 4 (mean 3.5, variance 1/2).
+    smd = characteristics(rows, BY_EXPANSION)[1]["smd"]
+    assert smd == pytest.approx(-2.25 / math.sqrt((2.75 / 3 + 0.5) / 2))
+
+
+def test_of_one_outcome_only_there_is_nothing_to_compare():
+    rows = [row | {"expansion": 0} for row in small_rows([60, 70], [50], "age_years")]
+    age = characteristics(rows, BY_EXPANSION)[1]
+    assert (age["expansion"], age["no_expansion"], age["p_text"], age["smd"]) == ("N/A", "60.0±10.0", "N/A", None)
+
+
+def test_a_patient_without_a_label_is_refused():
+    rows = [row | {"expansion": None} for row in small_rows([60], [50], "age_years")]
+    with pytest.raises(ValueError, match="expansion"):
+        characteristics(rows, BY_EXPANSION)
+
+
 def test_table_is_written_in_full_precision(tmp_path):
     path = tmp_path / "table1.tsv"
     write_characteristics(paper_rows(), path)
     with path.open(encoding="utf-8", newline="") as file:
         written = list(csv.DictReader(file, delimiter="\t"))
     table = characteristics(paper_rows())
-    assert list(written[0]) == list(COLUMNS) and len(written) == len(table) == len(VARIABLES) + 1
+    assert list(written[0]) == list(columns_of(BY_COHORT)) and len(written) == len(table) == len(VARIABLES) + 1
     for line, row in zip(written, table, strict=True):
-        assert set(row) == set(COLUMNS)
+        assert set(row) == set(columns_of(BY_COHORT))
         assert line["label"] == row["label"] and line["train"] == row["train"]
         assert (float(line["p"]) if line["p"] else None) == row["p"]
         assert (float(line["smd"]) if line["smd"] else None) == row["smd"]

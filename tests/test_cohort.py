@@ -212,6 +212,56 @@ def test_the_papers_flow_diagram_adds_up():
     assert counts["expansion"] == {"train": 52, "test": 22}
 
 
+def adds_up(counts):
+    """Every patient of a box of the flow diagram is in one of the boxes below it."""
+    assert counts["screened"] == sum(counts["not_included"].values()) + counts["included"]
+    assert counts["included"] == sum(counts["excluded"].values()) + counts["eligible"]
+    assert counts["eligible"] == counts["outside_dates"] + counts["train"] + counts["test"]
+    assert all(0 <= counts["expansion"][name] <= counts[name] for name in ("train", "test"))
+    return True
+
+
+ANY_PATIENT = st.fixed_dictionaries(
+    {
+        "admission_date": st.dates(datetime.date(2010, 1, 1), datetime.date(2021, 1, 1)),
+        "age_years": st.none() | st.floats(10, 90),
+        "haemorrhage_site": st.sampled_from(
+            [None, "supratentorial", "supratentorial", "infratentorial", "ventricular"]
+        ),
+        "onset_to_ct_h": st.none() | st.floats(0, 12),
+        "ct_to_followup_h": st.none() | st.floats(18, 26),
+        "died_or_surgery_before_followup": st.booleans(),
+        "poor_image_quality": st.booleans(),
+        "expansion": st.integers(0, 1),
+    }
+)
+
+
+@given(st.lists(ANY_PATIENT, max_size=40))
+def test_the_flow_diagram_adds_up_whoever_was_screened(patients):
+    rows = [{"patient": f"P{i}", **one} for i, one in enumerate(patients)]
+    reasons = {one["patient"]: ineligibility(one, ELIGIBILITY) for one in rows}
+    members = [
+        {"cohort": split(one["admission_date"], COHORTS), "expansion": one["expansion"]}
+        for one in rows
+        if not reasons[one["patient"]] and split(one["admission_date"], COHORTS)
+    ]
+    counts = flow(rows, reasons, members)
+    assert adds_up(counts) and counts["screened"] == len(rows)
+    for cohort in ("train", "test"):
+        assert counts[cohort] == sum(one["cohort"] == cohort for one in members)
+        assert counts["expansion"][cohort] == sum(one["expansion"] for one in members if one["cohort"] == cohort)
+
+
+def test_the_flow_diagram_counts_the_patients_of_the_cohort_file(tmp_path):
+    members, counts = build(tmp_path, CHANGES, VOLUMES)
+    assert adds_up(counts)
+    for cohort in ("train", "test"):
+        group = [one for one in members if one["cohort"] == cohort]
+        assert counts[cohort] == len(group)
+        assert counts["expansion"][cohort] == sum(one["expansion"] for one in group)
+
+
 def test_one_person_under_two_patients_is_refused_before_any_training(tmp_path):
     with pytest.raises(InputError, match="patients A1 and B0 have the same scan"):
         build(tmp_path, CHANGES, VOLUMES, digests={"A1": "same", "B0": "same"})

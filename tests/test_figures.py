@@ -211,7 +211,7 @@ def test_roc_goes_through_its_operating_point(finished):
     table2 = read_table(finished.R / "evaluate/table2.tsv")
     figure = draw_roc(scores, table2, 0.95)
     lines = {line.get_label(): line for line in figure.axes[0].lines}
-    row = table2[-1]
+    row = next(row for row in table2 if row["row"] == "CNN")
     label = f"CNN: {row['auc']:.2f} ({row['auc_lower']:.2f} to {row['auc_upper']:.2f})"
     curve = lines[label].get_xydata()
     assert curve[0].tolist() == [0, 0] and curve[-1].tolist() == [1, 1]
@@ -220,6 +220,19 @@ def test_roc_goes_through_its_operating_point(finished):
     assert min(np.abs(curve - point).sum(1)) == pytest.approx(0, abs=1e-9)
     drawn = [line.get_xydata()[0] for line in figure.axes[0].lines if len(line.get_xydata()) == 1]
     assert any(np.allclose(one, point) for one in drawn)
+
+
+def test_roc_prints_what_the_table_prints(finished):
+    scores = read_table(finished.R / "evaluate/scores.tsv")
+    table2 = read_table(finished.R / "evaluate/table2.tsv")
+    for row in table2:
+        if row["row"] == "CNN":  # halves go up, as in the tables; a lone event has an AUC without an interval
+            row |= {"auc": 0.625, "auc_lower": 0.545, "auc_upper": 0.705}
+        elif row["row"] == "BAT score":
+            row |= {"auc_lower": None, "auc_upper": None}
+    said = [line.get_label() for line in draw_roc(scores, table2, 0.95).axes[0].lines]
+    assert "CNN: 0.63 (0.55 to 0.71)" in said
+    assert any(label.startswith("BAT score") and label.endswith("(no interval)") for label in said)
 
 
 def test_bland_altman_lines():
@@ -277,7 +290,9 @@ def test_forest_has_a_line_for_every_group_and_says_where_there_is_no_auc(finish
     figure = draw_subgroups(table, 0.95)
     said = [text.strip() for text in texts(figure)]
     for row in table[1:]:
-        assert row["group"] in said and row["division"] in said
+        assert row["group"].removeprefix("without ") in said and row["division"] in said
+    # As a scanner of its own, and once more as the one left out.
+    assert "Without one scanner" in said and said.count("GE MEDICAL SYSTEMS Optima CT540") == 2
     assert "no AUC here" in said
     intervals = [
         line for line in figure.axes[1].lines if len(set(line.get_ydata())) == 1 and len(line.get_xdata()) == 2

@@ -58,3 +58,33 @@ def test_one_class_only_has_no_auc():
     test = [{"patient": "A", "baseline_ml": 10.0, "followup_ml": 10.0, "expansion": 0}] * 2
     row = label_sensitivity(test, [{"cnn": 1.0, "positive": 0}] * 2, EXPANSION, 0.95)[0]
     assert math.isnan(row["auc"]) and math.isnan(row["sensitivity"]) and row["specificity"] == 1
+
+
+def test_new_ventricular_blood_makes_an_expansion_of_the_revised_definition():
+    # Study's label, blood in the ventricles at baseline and at follow-up: what the revised label is.
+    patients = (
+        (1, 0, 0, 1),
+        (0, 0, 1, 1),  # new blood
+        (0, 1, 1, 0),  # it was there
+        (0, 0, 0, 0),
+        (0, 1, None, 0),  # whatever follows, it is not new
+        (0, None, 0, 0),  # none at follow-up, so none is new
+        (0, 0, None, None),
+        (1, None, 1, None),
+    )
+    test = [
+        {"patient": f"T{i}", "baseline_ml": 50.0, "followup_ml": 70.0 if y else 50.0, "expansion": y}
+        | {"intraventricular_haemorrhage": before, "followup_intraventricular_haemorrhage": after}
+        for i, (y, before, after, _) in enumerate(patients)
+    ]
+    scores = [{"cnn": float(-i), "positive": int(i < 2)} for i in range(len(patients))]
+    table = label_sensitivity(test, scores, EXPANSION, 0.95)
+    row = table[-1]
+    assert row["definition"] == "> 6 mL or > 33 % or new ventricular blood"
+    revised = [label for *_, label in patients if label is not None]
+    assert (row["patients"], row["expansions"]) == (len(revised), sum(revised)) == (6, 2)
+    assert (row["flips"], row["gained"], row["lost"]) == (1, 1, 0)
+    assert row["auc"] == 1 and row["sensitivity"] == 1 and row["specificity"] == 1
+    assert table[:-1] == label_sensitivity(
+        [one | {"followup_intraventricular_haemorrhage": None} for one in test], scores, EXPANSION, 0.95
+    ), "without a word on the ventricles at follow-up there is no such row, and the others stay"

@@ -13,7 +13,19 @@ from scipy import ndimage
 from haemex.errors import InputError
 from haemex.files import read_json
 from haemex.marker_picture import COLOURS, OUTLINE
-from haemex.markers import MARKER_BITS, MARKERS, _foci, agreement, bat_score, compute_markers, write_markers
+from haemex.markers import (
+    FOCUS_SMOOTH_MM,
+    MARKER_BITS,
+    MARKERS,
+    _foci,
+    _noise,
+    _noise_gain,
+    _sharpened,
+    agreement,
+    bat_score,
+    compute_markers,
+    write_markers,
+)
 from haemex.nifti import read_volume, write_volume
 from haemex.phantom import render_scan
 from haemex.phantom_cohort import draw_patients
@@ -203,6 +215,42 @@ def test_noise_alone_is_no_marker(seed):
 )
 def test_a_criterion_just_met_and_just_missed(marker, parts, met):
     assert decide(parts=parts)[marker]["present"] == met
+
+
+@pytest.mark.parametrize("noise", [0.0, 3.0])
+@pytest.mark.parametrize("pixel", [0.6, 0.9])
+@pytest.mark.parametrize("hu", [46, 48])
+def test_foci_on_the_shoulder_of_a_black_hole_are_told_apart(hu, pixel, noise):
+    """1.4 mm of blood between them, blurred: before unsharp masking, only the hole is a minimum of the density."""
+    parts = [(disc(0, -2.5, 2.6), 26)]
+    parts += [(disc(6.1 * np.sin(turn), -2.5 + 6.1 * np.cos(turn), 2.1), hu) for turn in (-0.55, 0.55)]
+    look = {"radius_mm": 9.5, "spacing": (5.0, pixel, pixel), "noise": noise, "blur_mm": 0.9}
+    found = decide(parts=parts, **look)["heterogeneous_density"]
+    assert (found["present"], found["measures"]["foci"]) == (1, 3)
+    assert decide(parts=parts[:2], **look)["heterogeneous_density"]["measures"]["foci"] == 2
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_the_texture_of_a_large_clot_is_no_heterogeneous_density(seed):
+    """Many places, many chances: three dips of 4 HU are to be expected somewhere."""
+    spacing = (5.0, 0.9, 0.9)
+    hu, mask = clot(slices=1, radius_mm=24.0, spacing=spacing, noise=3.5, seed=seed)
+    texture = ndimage.gaussian_filter(np.random.default_rng(seed + 50).normal(size=hu.shape), (0, 2 / 0.9, 2 / 0.9))
+    hu = np.rint(hu + 2.0 * texture / texture.std()).astype(np.int16)
+    assert compute_markers(hu, mask, spacing)["heterogeneous_density"]["present"] == 0
+
+
+def test_unsharp_masking_gains_as_much_noise_as_is_expected():
+    noise = np.random.default_rng(0).normal(0, 4.0, (400, 400))
+    section = {"raw": noise, "mask": np.ones(noise.shape, bool), "pixel": np.array([0.45, 0.45])}
+    section["depth"] = np.full(noise.shape, 9.0)
+    inner = np.s_[20:-20, 20:-20]
+    assert _sharpened(section)[inner].std() == pytest.approx(
+        _noise([section], FOCUS_SMOOTH_MM) * _noise_gain(), rel=0.05
+    )
+    # What is flat stays as it is, up to the margin.
+    flat = section | {"raw": np.full(noise.shape, 60.0), "mask": noise > 0}
+    np.testing.assert_allclose(_sharpened(flat)[noise > 0], 60.0)
 
 
 def test_a_gradient_is_no_blend():
@@ -433,6 +481,14 @@ def test_the_stage_writes_decisions_voxels_and_a_picture(tmp_path):
     assert written["markers"]["black_hole"]["measures"]["slice"] == 4  # from 1
     assert written["markers"]["black_hole"]["read"] is None
     assert written["disagreements"] == ["blend"]
+    evidence = {marker: one["evidence"] for marker, one in written["markers"].items()}
+    hole = written["markers"]["black_hole"]["measures"]
+    assert evidence["black_hole"] == (
+        f"{hole['inside_hu']:.0f} HU inside, 62 around, difference {hole['difference_hu']:.0f} (28 asked); slice 4"
+    )
+    # Of what is absent too: how far it was from being there. Nothing was measured that could be a blend sign.
+    assert evidence["heterogeneous_density"].startswith("foci: 1 (3 asked), standard deviation ")
+    assert evidence["blend"] == ""
     assert (written["bat_score"], written["bat_score_read"]) == (4, 5)
     bits, where = read_volume(tmp_path / "P1.nii.gz")
     np.testing.assert_allclose(where, affine)
@@ -473,12 +529,12 @@ def test_bits_are_those_of_the_truth_of_synthetic_patients():
 def test_accuracy_on_synthetic_patients_that_were_not_used_in_development():
     """Sensitivity and specificity at least 0.95, for what the eye judges more freely at least 0.9.
 
-    Three foci crowd in haematomas of 3 to 6 mL until the blood between them is lost in the blur: of heterogeneous
-    densities 0.9 were found on other seeds (52 of 58, 43 of 48), which is no margin to test at.
+    Developed on seeds 1000 to 1003, 2000, 2001, 3000 and 4000. With seed 5000 this one was looked at once, afterwards;
+    of heterogeneous densities 45 of 47 and 45 of 48 were found.
     """
-    seed, matrix = 3000, 256
+    seed, matrix = 6000, 256
     counts = {marker: np.zeros((2, 2), int) for marker in MARKERS}
-    for patient in draw_patients({"train": 30, "test": 30, "excluded_each": 0, "matrix": matrix}, seed):
+    for patient in draw_patients({"train": 50, "test": 50, "excluded_each": 0, "matrix": matrix}, seed):
         if patient["truth"]["reason"]:
             continue
         one = render_scan(patient, "baseline", matrix, seed)
@@ -494,6 +550,5 @@ def test_accuracy_on_synthetic_patients_that_were_not_used_in_development():
             counts[marker][int(patient["row"][marker]), found[marker]["present"]] += 1
     for marker, ((right_no, wrong_yes), (wrong_no, right_yes)) in counts.items():
         bar = 0.9 if marker in ("swirl", "irregular_shape", "heterogeneous_density") else 0.95
-        least = 0.8 if marker == "heterogeneous_density" else bar
-        assert right_yes >= least * (right_yes + wrong_no), (marker, counts[marker])
+        assert right_yes >= bar * (right_yes + wrong_no), (marker, counts[marker])
         assert right_no >= bar * (right_no + wrong_yes), (marker, counts[marker])

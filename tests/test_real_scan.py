@@ -9,11 +9,12 @@ import pytest
 import yaml
 
 from haemex.augment import augment_patient
+from haemex.bundle import write_bundle
 from haemex.cohort import is_expansion
 from haemex.convert import convert_scan
 from haemex.nifti import read_volume
 from haemex.phantom_background import implant
-from haemex.prediction import predict_patients, write_bundle
+from haemex.prediction import predict_patients
 from haemex.provenance import ROOT
 from haemex.resample import resample_scan
 from haemex.segmentation_metrics import dice

@@ -13,7 +13,7 @@ RULES = {
     for path in sorted((ROOT / "workflow/rules").glob("*.smk"))
     for match in re.finditer(r"^rule (\w+):\n(?:(?:    .*)?\n)*", path.read_text(), re.M)
 }
-TRAINING = {"train", "final", "seed_study_train"}
+TRAINING = {"train", "final", "seed_study_train", "scanner_study_train"}
 
 
 def test_there_is_a_script_for_every_rule_and_a_rule_for_every_script():

@@ -62,12 +62,23 @@ def test_all_problems_are_named_at_once(config):
         (lambda c: c.update(candidates={"base": None}), "names none"),
         (lambda c: c["resample"].update(window_hu=[100, 0]), "not below"),
         (lambda c: c["eligibility"].update(followup_h=[24, 20]), "above"),
+        (lambda c: c.update(seed_study={"candidate": "bas", "seeds": [1, 2]}), "seed_study.candidate.*mean `base`"),
+        (lambda c: c.update(scanner_study={"candidate": "bas", "scanners": ["A"]}), "scanner_study.candidate.*`base`"),
     ],
 )
 def test_contradictions_are_refused(config, change, word):
     change(config)
     with pytest.raises(InputError, match=word):
         check_config(config)
+
+
+def test_a_scanner_study_names_its_scanners_once(config):
+    config["scanner_study"] = {"candidate": "base", "scanners": ["GE MEDICAL SYSTEMS Optima CT540", "not recorded"]}
+    check_config(config)
+    for scanners in ([], [""], ["A", "A"], "A", [64]):
+        config["scanner_study"]["scanners"] = scanners
+        with pytest.raises(InputError, match=r"scanner_study\.scanners"):
+            check_config(config)
 
 
 def test_a_refused_value_is_explained_without_a_regular_expression_or_a_python_type(config):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from haemex.subgroups import COLUMNS, UNKNOWN, divide, subgroup_table
+from haemex.subgroups import COLUMNS, UNKNOWN, WITHOUT_SCANNER, divide, subgroup_table
 
 
 def patient(name, ml=10.0, onset=2.0, sex="m", age=60.0):
@@ -56,7 +56,39 @@ def test_a_spread_at_the_median_is_not_below_it():
 
 def test_every_patient_is_in_one_group_of_each_division():
     for name, groups in divisions().items():
-        assert sorted(itertools.chain.from_iterable(groups.values())) == ["A", "B", "C", "D"], name
+        if name != WITHOUT_SCANNER:
+            assert sorted(itertools.chain.from_iterable(groups.values())) == ["A", "B", "C", "D"], name
+
+
+def test_without_one_scanner_holds_all_other_patients():
+    found = divisions()
+    assert list(found)[:2] == ["Scanner", WITHOUT_SCANNER]
+    assert found[WITHOUT_SCANNER] == {"without GE x": ["B"], "without Siemens y": ["A", "C", "D"]}
+    for scanner, patients in found["Scanner"].items():
+        others = found[WITHOUT_SCANNER][f"without {scanner}"]
+        assert sorted(patients + others) == ["A", "B", "C", "D"]
+    one = [row for row in TEST if row["patient"] != "B"]
+    assert WITHOUT_SCANNER not in divisions(test=one), "of a single scanner nothing would be left"
+
+
+def test_auc_without_one_scanner_is_that_of_the_other_patients():
+    values = {"A": (1, 2.0), "B": (0, 3.0), "C": (0, 1.0), "D": (1, 0.5)}
+    scores = [{"patient": p, "expansion": y, "cnn": s, "positive": 1} for p, (y, s) in values.items()]
+    plan = [(WITHOUT_SCANNER, divisions()[WITHOUT_SCANNER])]
+    table = {row["group"]: row for row in subgroup_table(scores, plan, 0.95)}
+    # A and D against C: one win of two pairs. Siemens y's patient outranks both.
+    assert table["without Siemens y"]["auc"] == 0.5 and table["without Siemens y"]["n"] == 3
+    assert table["all"]["auc"] == 0.25
+    assert table["without GE x"]["note"] == "none with expansion: no AUC"
+
+
+def test_location_where_the_table_has_it():
+    assert "Haematoma location" not in divisions()
+    test = [
+        row | {"haematoma_location": place} for row, place in zip(TEST, ("lobar", "deep", None, "deep"), strict=True)
+    ]
+    found = divisions(test=test)["Haematoma location"]
+    assert list(found.items()) == [("deep", ["B", "D"]), ("lobar", ["A"]), (UNKNOWN, ["C"])]
 
 
 def test_what_is_not_known_of_anybody_is_left_out():

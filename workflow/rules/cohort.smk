@@ -1,5 +1,5 @@
 # Who enters, the expansion label, the temporal split, the folds; Table 1.
-# In: the cohort table, measured volumes.  Out: cohort.tsv, flow.json, label_flips.tsv; table1.tsv.
+# In: the cohort table, measured volumes.  Out: cohort.tsv, flow.json, label_flips.tsv; table1.tsv, table1_expansion.tsv.
 
 
 rule cohort:
@@ -30,12 +30,13 @@ rule cohort:
 
 
 rule table1:
-    """Compare the training and the test cohort (Table 1)."""
+    """Compare the training and the test cohort, and patients with and without expansion (Table 1)."""
     input:
         table=ancient(study.table),
         cohort="<results>/cohort/cohort.tsv",
     output:
         table1="<results>/table1/table1.tsv",
+        expansion="<results>/table1/table1_expansion.tsv",
     log:
         "<results>/table1/table1.log",
     benchmark:

@@ -1,7 +1,7 @@
 # The locked model against the NCCT markers and the volume and BAT models, on the test cohort; tables and figures.
-# In: predictions of both cohorts, labels, manual masks, roles of every training.
-# Out: Table 2, segmentation, precision, subgroups, other labels, decision curve, agreement, acquisition, the proof
-# that nothing leaked, all figures.
+# In: predictions of both cohorts, labels, manual masks, computed markers, roles of every training.
+# Out: Table 2, segmentation, precision, subgroups, other labels, decision curve, agreement of readers and of reader and
+# computer, acquisition, the proof that nothing leaked, all figures.
 
 
 rule evaluate:
@@ -32,6 +32,7 @@ rule evaluate:
         resampled=expand(
             "<results>/resample/{patient}{part}", patient=study.patients, part=[".json", "_haematoma.nii.gz"]
         ),
+        markers=expand("<results>/markers/{patient}.json", patient=study.patients),
     output:
         table2="<results>/evaluate/table2.tsv",
         scores="<results>/evaluate/scores.tsv",
@@ -41,6 +42,8 @@ rule evaluate:
         label_sensitivity="<results>/evaluate/label_sensitivity.tsv",
         decision_curve="<results>/evaluate/decision_curve.tsv",
         agreement="<results>/evaluate/agreement.tsv",
+        marker_agreement="<results>/evaluate/marker_agreement.tsv",
+        marker_disagreements="<results>/evaluate/marker_disagreements.tsv",
         acquisition="<results>/evaluate/acquisition.tsv",
         leaks="<results>/evaluate/leaks.tsv",
         summary="<results>/evaluate/summary.json",

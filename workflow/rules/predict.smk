@@ -1,9 +1,10 @@
 # The locked model applied to every patient of both cohorts; no label and no reference mask is read here.
-# In: the model bundle, scans on the network's grid, CTs on the acquired grid.  Out: probabilities, haematoma masks.
+# In: the model bundle, scans on the network's grid, CTs on the acquired grid.  Out: probabilities, haematoma masks,
+# maps of where the evidence for expansion lies.
 
 
 rule predict:
-    """Predict expansion and segment the haematoma, for all patients in one job."""
+    """Predict expansion, segment the haematoma and map the evidence for expansion, for all patients in one job."""
     input:
         weights="<results>/final/model/model.safetensors",
         ensemble=expand("<results>/final/model/fold{fold}.safetensors", fold=study.folds),
@@ -14,6 +15,7 @@ rule predict:
         predictions="<results>/predict/predictions.tsv",
         native=expand("<results>/predict/{patient}_haematoma.nii.gz", patient=study.patients),
         grid=expand("<results>/predict/{patient}_grid.nii.gz", patient=study.patients),
+        relevance=expand("<results>/predict/{patient}_relevance.nii.gz", patient=study.patients),
     log:
         "<results>/predict/predict.log",
     benchmark:

@@ -1,21 +1,34 @@
-# One self-contained page.
-# In: tables and figures of cohort, table1, select, final and evaluate.  Out: report.html.
+# One self-contained page, and what a manuscript takes from it.
+# In: tables and figures of cohort, table1, select, final, evaluate and cards; digests and masks of measure.
+# Out: report.html; its tables as DOCX; the model card; a digest of every patient's scans and mask.
 
 
 rule report:
-    """Write the report."""
+    """Write the report, its tables as DOCX, the model card and the digests of the inputs."""
     input:
         flow="<results>/cohort/flow.json",
         flips="<results>/cohort/label_flips.tsv",
+        cohort="<results>/cohort/cohort.tsv",
         table1="<results>/table1/table1.tsv",
+        table1_expansion="<results>/table1/table1_expansion.tsv",
         candidates="<results>/select/candidates.tsv",
         selected="<results>/select/selected.json",
         model="<results>/final/model/model.json",
+        measured=expand(
+            "<results>/measure/{patient}{part}", patient=study.patients, part=[".json", "_haematoma.nii.gz"]
+        ),
         evaluated=rules.evaluate.output,
+        cards=rules.cards.output,
         truth=study.truth,
         seeds="<results>/seed_study/summary.json" if "seed_study" in config else [],
+        scanner_study="<results>/scanner_study/summary.json" if "scanner_study" in config else [],
     output:
-        report="<results>/report/report.html",
+        report=report("<results>/report/report.html", caption="../report/snakemake/report.rst", category="Report"),
+        tables=report("<results>/report/tables.docx", caption="../report/snakemake/tables.rst", category="Report"),
+        model_card=report(
+            "<results>/report/model_card.html", caption="../report/snakemake/model_card.rst", category="Report"
+        ),
+        inputs="<results>/report/inputs.tsv",
     log:
         "<results>/report/report.log",
     benchmark:
@@ -25,6 +38,18 @@ rule report:
     params:
         # The report prints and compares every setting that can change a result.
         config={section: settings for section, settings in config.items() if section != "computing"},
+        table=study.table_digest(),
+        # Of the stages that the report rests on; the others look, and change no result.
+        codes=lambda w: {
+            rule: code_version(rule)
+            for stage in study.stages
+            if stage not in ("check", "inspect", "qc")
+            for rule in {
+                "cohort": ("cohort", "table1"),
+                "seed_study": ("seed_study_train", "seed_study"),
+                "scanner_study": ("scanner_study_train", "scanner_study"),
+            }.get(stage, (stage,))
+        },
         templates=folder_version("workflow/report"),
         testing=study.testing,
         code=code_version("report"),

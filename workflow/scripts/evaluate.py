@@ -23,6 +23,7 @@ if __name__ == "__main__":
             roles_paths=snakemake.input.roles,
             final_roles_path=snakemake.input.final_roles,
             resample_folder=Path(snakemake.input.resampled[0]).parent,
+            markers_folder=Path(snakemake.input.markers[0]).parent,
             out_folder=out_folder,
             confidence=snakemake.params.confidence,
             bat_cut=snakemake.params.bat_cut,

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+from haemex.bundle import write_bundle
 from haemex.cohort import read_cohort
 from haemex.logs import log_to
-from haemex.prediction import write_bundle
 from haemex.training import train_network
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the report."""
+"""Write the report, its tables for a manuscript, the model card and the digests of the inputs."""
 
 from pathlib import Path
 
@@ -17,14 +17,21 @@ if __name__ == "__main__":
             template_folder=ROOT / "workflow/report",
             flow_path=snakemake.input.flow,
             flips_path=snakemake.input.flips,
+            cohort_path=snakemake.input.cohort,
+            measure_folder=Path(snakemake.input.measured[0]).parent,
             table1_path=snakemake.input.table1,
+            table1_expansion_path=snakemake.input.table1_expansion,
             evaluate_folder=Path(snakemake.input.evaluated[0]).parent,
+            cards_path=snakemake.input.cards[0],
             candidates_path=snakemake.input.candidates,
             selected_path=snakemake.input.selected,
             model_path=snakemake.input.model,
             reachable_auc=reachable_auc(snakemake.input.truth[0], snakemake.params.testing)
             if snakemake.input.truth
             else None,
+            table_digest=snakemake.params.table,
+            codes=snakemake.params.codes,
             seeds_path=snakemake.input.seeds or None,
-            report_path=snakemake.output.report,
+            scanner_study_path=snakemake.input.scanner_study or None,
+            out_folder=Path(snakemake.output.report).parent,
         )

@@ -1,12 +1,11 @@
-"""Compare the training and the test cohort."""
+"""Compare the training and the test cohort, and the patients with and without expansion."""
 
-from haemex.characteristics import write_characteristics
+from haemex.characteristics import BY_EXPANSION, write_characteristics
 from haemex.clinical import clinical_rows
 from haemex.logs import log_to
 
 if __name__ == "__main__":
     with log_to(snakemake.log[0]):
-        write_characteristics(
-            clinical_rows(snakemake.input.table, snakemake.input.cohort),
-            snakemake.output.table1,
-        )
+        rows = clinical_rows(snakemake.input.table, snakemake.input.cohort)
+        write_characteristics(rows, snakemake.output.table1)
+        write_characteristics(rows, snakemake.output.expansion, BY_EXPANSION)
