@@ -11,8 +11,12 @@ from haemex.geometry import slice_spacing_mm
 from haemex.inspection import CSF_HU, HAEMATOMA_HU, MAX_SLICE_MM, WHITE_MATTER_HU, percent
 from haemex.series_kind import CONTRAST
 
-# ASSUME: below this the network found a few stray voxels; the smallest haematomas of published cohorts have 0.5 mL.
-LEAST_ML = 0.3
+# ASSUME: where no piece holds this much the network marked a few stray voxels; the smallest haematomas of published
+# cohorts have about so much. One haematoma may have satellites; where its largest piece holds less than this share,
+# what was marked is scattered over the brain.
+LEAST_ML, LEAST_SHARE = 0.5, 0.5
+# ASSUME: a supratentorial haematoma of more than this is not survived until a CT; what holds more is no haematoma.
+MOST_ML = 300.0
 # ASSUME: supplemental Table 1 has slices of 5 mm. A haematoma's volume and its heterogeneity look different on thinner
 # slices (less partial volume, more noise), and rest on one or two slices where these are thicker than `MAX_SLICE_MM`.
 LEAST_SLICE_MM = 3.0
@@ -66,8 +70,17 @@ def reasons_to_abstain(hu, affine, brain, haematoma, grid_affine, grid_shape, de
             found.append(f"{name} {value:.0f} HU, where {low:g} to {high:g} are plausible: contrast medium, or no HU")
     voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
     volume_ml = float(haematoma.sum() * voxel_ml)
-    if volume_ml < LEAST_ML:
+    largest_ml, pieces = _pieces(haematoma, voxel_ml)
+    if largest_ml < LEAST_ML:
         found.append("the network found no haematoma")
+        return found
+    if largest_ml < LEAST_SHARE * volume_ml:
+        found.append(
+            f"what the network took for a haematoma is scattered: {pieces} pieces of {volume_ml:.1f} mL in all, the "
+            f"largest of {largest_ml:.1f} mL"
+        )
+    if volume_ml > MOST_ML:
+        found.append(f"what the network took for a haematoma holds {volume_ml:.0f} mL, more than any does")
         return found
     mean_hu = float(hu[haematoma].mean(dtype=float))
     if not HAEMATOMA_HU[0] <= mean_hu <= HAEMATOMA_HU[1]:
@@ -124,6 +137,15 @@ def share_on_face(haematoma, affine, grid_affine, grid_shape):
             beyond = at @ to_grid[:3, :3].T + to_grid[:3, 3]
             on_face += area * np.count_nonzero(np.any((beyond < -0.5) | (beyond > high), axis=1))
     return float(on_face / whole)
+
+
+def _pieces(haematoma, voxel_ml):
+    """Volume of the largest piece, mL, and how many there are; voxels that touch at a corner hang together."""
+    from scipy import ndimage
+
+    labels, count = ndimage.label(haematoma, np.ones((3, 3, 3)))
+    sizes = np.bincount(labels.ravel())[1:]
+    return float(sizes.max(initial=0) * voxel_ml), count
 
 
 def _share_at_ends(haematoma):

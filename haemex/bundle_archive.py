@@ -22,12 +22,15 @@ import zlib
 from pathlib import Path
 
 from haemex.bundle import load_bundle
+from haemex.comparators import FILE as COMPARATORS
+from haemex.comparators import read_comparators
 from haemex.errors import InputError
 from haemex.files import write_atomically
+from haemex.model_description import DESCRIPTION, WEIGHTS, read_description
 
 FORMAT = 1
 DIGESTS = "digests.json"
-NAMES = re.compile(r"digests\.json|model\.json|model\.safetensors|fold[0-9]{1,3}\.safetensors")
+NAMES = re.compile(r"(digests|model|comparators)\.json|model\.safetensors|fold[0-9]{1,3}\.safetensors")
 # Far above any bundle (the paper's network: six times 15 MB), and far below what fills a disk or a memory.
 LARGEST_TEXT, LARGEST_WEIGHTS, MOST_FILES = 2**20, 2**30, 64
 LIST_BYTES = 256 * MOST_FILES
@@ -79,7 +82,8 @@ def export_bundle(folder, archive):
 def check_bundle(path):
     """Check a model bundle, a folder or an archive, as far as it can be checked without the one who made it.
 
-    Everything is read: the sizes and digests of all files, the description, all weights. Nothing in it is executed, and
+    Everything is read: the sizes and digests of all files, the description, all weights, the comparators where the
+    bundle has them. Nothing in it is executed, and
     nothing of it stays on the disk.
 
     Parameters
@@ -146,10 +150,14 @@ def import_bundle(archive, folder):
 def _digests_of_folder(folder):
     """Check a bundle's folder; return the content of `digests.json` for it."""
     load_bundle(folder)
+    description = read_description(folder)
+    names = {DESCRIPTION, WEIGHTS, *(member["file"] for member in description["ensemble"])}
+    if (folder / COMPARATORS).exists():
+        read_comparators(folder, description)
+        names.add(COMPARATORS)
     try:
-        members = [member["file"] for member in json.loads((folder / "model.json").read_bytes())["ensemble"]]
         files = {}
-        for name in sorted({"model.json", "model.safetensors", *members}):
+        for name in sorted(names):
             content = (folder / name).read_bytes()
             files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     except OSError as error:
@@ -164,7 +172,7 @@ def _described(folder, digests):
     return {
         "digest": hashlib.sha256(digests).hexdigest(),
         "files": json.loads(digests)["files"],
-        "description": json.loads((folder / "model.json").read_bytes()),
+        "description": read_description(folder),
     }
 
 

@@ -53,8 +53,8 @@ def write_cards(
         `cohort/cohort.tsv`.
     predictions_path : path-like
         `predict/predictions.tsv`, by the final model.
-    out_of_fold_path : path-like
-        `select/predictions.tsv`.
+    out_of_fold_path : path-like or None
+        `select/predictions.tsv`; None where nobody was trained on.
     model_path : path-like
         `final/model/model.json`, for the locked threshold and the calibration.
     dice_path : path-like
@@ -74,7 +74,8 @@ def write_cards(
     """
     members = read_cohort(cohort_path)
     model = read_json(model_path)
-    tables = {path: _by_patient(path) for path in (predictions_path, out_of_fold_path, dice_path)}
+    paths = (predictions_path, dice_path, *([out_of_fold_path] if out_of_fold_path else []))
+    tables = {path: _by_patient(path) for path in paths}
     out_folder = Path(out_folder)
     out_folder.mkdir(parents=True, exist_ok=True)
     progress = Progress("cards", len(members))

@@ -129,6 +129,28 @@ def characteristics(rows, grouping=BY_COHORT):
     return table
 
 
+def describe(rows):
+    """Sum up one group of patients as Table 1 does, without a comparison.
+
+    Parameters
+    ----------
+    rows : list of dict
+        See `characteristics`.
+
+    Returns
+    -------
+    list of dict
+        One per variable: variable (column), label, group, type, value (as printed), n (patients with a value), missing.
+    """
+    table = []
+    for column, label, kind in VARIABLES:
+        values = _values(rows, column)
+        group = "NCCT markers" if column in MARKERS else ""
+        said = {"variable": column, "label": label, "group": group, "type": kind, "value": _summary(kind, values)}
+        table.append(said | {"n": int(values.size), "missing": len(rows) - int(values.size)})
+    return table
+
+
 def write_characteristics(rows, path, grouping=BY_COHORT):
     """Write Table 1 as tab-separated text.
 

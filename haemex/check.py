@@ -160,7 +160,8 @@ def check_study(
         if name := split(row["admission_date"], cohorts):
             members[name].append(row["patient"])
     if not faults:
-        found += check_cohort_sizes(members, folds, _volumes(entering, looked_at), expansion)
+        asked = {name: patients for name, patients in members.items() if cohorts[name]}
+        found += check_cohort_sizes(asked, folds, _volumes(entering, looked_at), expansion)
     space = disk_space.estimate(
         _voxels(looked_at),
         len(members["train"]),

@@ -285,7 +285,7 @@ def check_cohort_sizes(members, folds, volumes, expansion):
     Parameters
     ----------
     members : dict of str to list of str
-        `train` and `test`: the patients of each.
+        `train` and `test`: the patients of each; a cohort that the study does not have is left out.
     folds : int
         Number of folds.
     volumes : dict of str to (float, float)
@@ -294,8 +294,8 @@ def check_cohort_sizes(members, folds, volumes, expansion):
         Section `expansion` of the config.
     """
     found = []
-    for name, what in (("train", "training"), ("test", "test")):
-        patients = members[name]
+    for name, patients in members.items():
+        what = {"train": "training", "test": "test"}[name]
         if not patients:
             found.append(
                 finding("", f"the {what} cohort is empty", "check `admission_date`, and `cohorts` in the config")
@@ -317,7 +317,7 @@ def check_cohort_sizes(members, folds, volumes, expansion):
                 finding(
                     "",
                     f"the {what} cohort has {len(patients)} patients, {count} of them with expansion",
-                    "a study needs patients with and without expansion in both cohorts",
+                    "a study needs patients with and without expansion in each cohort",
                 )
             )
         elif name == "train" and min(count, len(patients) - count) < folds:

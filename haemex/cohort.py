@@ -108,8 +108,9 @@ def assume_well(row, refused, eligibility, cohorts):
     dict
         The row; where nothing is refused, as it is.
     """
+    first_day = min(period[0] for period in cohorts.values() if period)
     well = {
-        "admission_date": datetime.date.fromisoformat(cohorts["train"][0]),
+        "admission_date": datetime.date.fromisoformat(first_day),
         "age_years": eligibility["min_age_years"],
         "haemorrhage_site": "supratentorial",
         "onset_to_ct_h": 0.0,
@@ -131,10 +132,11 @@ def split(admission_date, cohorts):
     admission_date : datetime.date or None
         Day of admission; without one a patient belongs to neither.
     cohorts : dict
-        Section `cohorts`: [first day, last day] in ISO form, both included, for `train` and `test`.
+        Section `cohorts`: [first day, last day] in ISO form, both included, for `train` and `test`; None for a cohort
+        that the study does not have.
     """
-    for name, (first, last) in cohorts.items():
-        if admission_date is not None and first <= admission_date.isoformat() <= last:
+    for name, period in cohorts.items():
+        if period and admission_date is not None and period[0] <= admission_date.isoformat() <= period[1]:
             return name
     return ""
 
@@ -226,6 +228,8 @@ def build_cohort(
 ):
     """Make the cohort: who enters, the label, the temporal split, the folds, and the numbers of the flow diagram.
 
+    Without a training period everybody is of the test cohort, and there are no folds.
+
     Parameters
     ----------
     table_path : path-like
@@ -276,16 +280,16 @@ def build_cohort(
                     "pixel_digest": volumes["pixel_digest"]["baseline"],
                 }
             )
-    for name in ("train", "test"):
+    for name in (name for name in ("train", "test") if cohorts[name]):
         expansions = [member["expansion"] for member in members if member["cohort"] == name]
         if len(set(expansions)) < 2:
             raise InputError(
                 f"the {name} cohort has {len(expansions)} patients, {sum(expansions)} of them with expansion",
-                "a study needs patients with and without expansion in both cohorts; see `cohorts` in the config",
+                "a study needs patients with and without expansion in each cohort; see `cohorts` in the config",
                 table_path,
             )
     training = {member["patient"]: member["expansion"] for member in members if member["cohort"] == "train"}
-    fold_of = stratified_folds(training, folds, seed)
+    fold_of = stratified_folds(training, folds, seed) if training else {}
     for member in members:
         member["fold"] = fold_of.get(member["patient"])
     volumes = [(member["baseline_ml"], member["followup_ml"]) for member in members]

@@ -7,21 +7,22 @@ study in which they do not agree (paper, Evaluation of the models; Table 2).
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from haemex.auc_precision import precision_of_auc
-from haemex.baselines import fit_baselines
 from haemex.bootstrap import RESAMPLES, bootstrap_intervals
 from haemex.calibration import calibrated_logit
-from haemex.calibration_measures import brier_interval, calibration_line, observed_to_expected
+from haemex.calibration_measures import brier_interval, calibration_line, observed_to_expected, recalibration
+from haemex.comparators import make_comparators, read_comparators
 from haemex.computed_markers import DISAGREEMENT_COLUMNS, marker_agreement, marker_disagreements, read_computed
 from haemex.decision_curve import decision_curve, useful_range
 from haemex.errors import InputError
 from haemex.files import read_json, write_json
 from haemex.intraclass import icc_agreement
 from haemex.label_sensitivity import label_sensitivity
-from haemex.leaks import check_operating_point, check_roles, passed
+from haemex.leaks import check_comparators, check_operating_point, check_roles
 from haemex.markers import MARKERS, agreement
 from haemex.outlines import overlap_table, segmentation_summary
 from haemex.scanners import scanner_name
@@ -64,21 +65,12 @@ def evaluate_study(
     *,
     out_of_fold_path,
     selected_path,
-    model_path,
+    model_folder,
     roles_paths,
     final_roles_path,
-    predict_folder,
-    measure_folder,
-    convert_folder,
-    resample_folder,
-    markers_folder,
-    out_folder,
-    confidence,
-    bat_cut,
     operating_point,
     min_sensitivity,
-    expansion,
-    seed,
+    **common,
 ):
     """Evaluate the locked model on the test cohort and write the files named in `EVALUATION_FILES`.
 
@@ -88,15 +80,91 @@ def evaluate_study(
         `haemex.clinical.clinical_rows`: one dict per patient who entered, clinical columns and cohort columns.
     out_of_fold_path, selected_path : path-like
         `select/predictions.tsv` and `select/selected.json`.
-    model_path : path-like
-        `final/model/model.json`.
+    model_folder : path-like
+        `final/model`, with `model.json` and `comparators.json`.
     roles_paths : list of path-like
         `train/{candidate}/fold{fold}/roles.tsv` of every training of the cross-validation.
     final_roles_path : path-like
         `final/roles.tsv`.
+    operating_point : {"youden", "sensitivity"}
+        The rule by which thresholds were chosen on the training cohort.
+    min_sensitivity : float
+        Used with "sensitivity".
+    **common
+        See `read_results` and `write_evaluation`: predict_folder, measure_folder, convert_folder, resample_folder,
+        markers_folder, out_folder, confidence, bat_cut, expansion, seed.
+
+    Raises
+    ------
+    InputError
+        A leak (`check_roles`, `check_operating_point`, `check_comparators`), a patient without a prediction, masks on
+        different grids.
+    """
+    results = read_results(rows, **_folders(common))
+    out_of_fold = read_table(out_of_fold_path)
+    selected, model = read_json(selected_path), read_json(Path(model_folder) / "model.json")
+    training = [row for row in rows if row["cohort"] == "train"]
+    test = [row for row in rows if row["cohort"] == "test"]
+    rule = {"operating_point": operating_point, "min_sensitivity": min_sensitivity}
+    leaks = check_roles(
+        rows,
+        {"/".join(Path(path).parts[-3:-1]): read_table(path) for path in roles_paths},
+        read_table(final_roles_path),
+        out_of_fold,
+        results.measured,
+    )
+    leaks += check_operating_point(rows, out_of_fold, results.predictions, selected, model, **rule)
+    comparators = read_comparators(model_folder, model)
+    leaks += check_comparators(
+        comparators,
+        make_comparators(training, results.measured, results.acquired, common["expansion"], **rule),
+        len(test),
+    )
+    write_evaluation(
+        rows,
+        results,
+        model=model,
+        comparators=comparators,
+        leaks=leaks,
+        out_of_fold=out_of_fold,
+        more={
+            "out_of_fold": _out_of_fold_summary(out_of_fold, common["confidence"]),
+            "selection": {name: selected[name] for name in ("candidate", "criterion", "remarks", "alarms")},
+        },
+        **_settings(common),
+    )
+
+
+class Results(NamedTuple):
+    """What the stages before have written, by patient."""
+
+    predictions: dict
+    measured: dict
+    resampled: dict
+    acquired: dict
+    computed: dict
+    folders: dict
+
+
+def _folders(common):
+    return {name: path for name, path in common.items() if name.endswith("_folder") and name != "out_folder"}
+
+
+def _settings(common):
+    folders = _folders(common)
+    return {name: value for name, value in common.items() if name not in folders}
+
+
+def read_results(rows, *, predict_folder, measure_folder, convert_folder, resample_folder, markers_folder):
+    """Read what was predicted, measured and computed of every patient.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Patients with `patient`.
     predict_folder : path-like
         Holds `predictions.tsv`, `{patient}_haematoma.nii.gz` (native grid) and `{patient}_grid.nii.gz` (network's grid)
-        of both cohorts, by the final model.
+        by the final model.
     measure_folder : path-like
         Holds `{patient}.json` and `{patient}_haematoma.nii.gz`, the manual mask on the native grid.
     convert_folder : path-like
@@ -105,90 +173,111 @@ def evaluate_study(
         Holds `{patient}.json` and `{patient}_haematoma.nii.gz`, the manual mask on the network's grid.
     markers_folder : path-like
         Holds `{patient}.json` of the stage markers, what was computed from the CT.
+
+    Returns
+    -------
+    Results
+
+    Raises
+    ------
+    InputError
+        A patient has no prediction.
+    """
+    predictions = {row["patient"]: row for row in read_table(Path(predict_folder) / "predictions.tsv")}
+    patients = [row["patient"] for row in rows]
+    for patient in patients:
+        if patient not in predictions:
+            raise InputError(
+                f"patient {patient} has no prediction of the final model",
+                "run the stage predict again",
+                Path(predict_folder) / "predictions.tsv",
+            )
+    return Results(
+        predictions,
+        {patient: read_json(Path(measure_folder) / f"{patient}.json") for patient in patients},
+        {patient: read_json(Path(resample_folder) / f"{patient}.json") for patient in patients},
+        {patient: read_json(Path(convert_folder) / f"{patient}_baseline.json") for patient in patients},
+        read_computed(markers_folder, patients),
+        {"measure": measure_folder, "resample": resample_folder, "predict": predict_folder},
+    )
+
+
+def write_evaluation(
+    rows,
+    results,
+    *,
+    model,
+    comparators,
+    leaks,
+    out_of_fold,
+    more,
+    out_folder,
+    confidence,
+    bat_cut,
+    expansion,
+    seed,
+):
+    """Evaluate on the patients of the test cohort; nothing is fitted here, and no label of theirs decides anything.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Patients of `haemex.clinical.clinical_rows`, those of a training cohort included if there is one.
+    results : Results
+        `read_results` of the same patients.
+    model : dict
+        `model.json`.
+    comparators : dict
+        `haemex.comparators.read_comparators` of the same bundle.
+    leaks : list of dict
+        The proof, for `leaks.tsv`.
+    out_of_fold : list of dict
+        Rows of `select/predictions.tsv`; empty where nothing was trained.
+    more : dict
+        What `summary.json` holds besides.
     out_folder : path-like
         Folder of the outputs.
     confidence : float
         Level of every interval, e.g. 0.95.
     bat_cut : int
         BAT score from which a patient is called positive.
-    operating_point : {"youden", "sensitivity"}
-        The rule by which thresholds were chosen on the training cohort.
-    min_sensitivity : float
-        Used with "sensitivity".
     expansion : dict
         Section `expansion` of the config, for other definitions of the label.
     seed : int
         The study's seed, for the bootstrap.
 
-    Raises
-    ------
-    InputError
-        A leak (`check_roles`, `check_operating_point`), a patient without a prediction, masks on different grids.
     """
-    predict_folder, measure_folder = Path(predict_folder), Path(measure_folder)
-    predictions = {row["patient"]: row for row in read_table(predict_folder / "predictions.tsv")}
-    out_of_fold = read_table(out_of_fold_path)
-    selected, model = read_json(selected_path), read_json(model_path)
-    patients = [row["patient"] for row in rows]
-    measured = {patient: read_json(measure_folder / f"{patient}.json") for patient in patients}
-    resampled = {patient: read_json(Path(resample_folder) / f"{patient}.json") for patient in patients}
-    acquired = {patient: read_json(Path(convert_folder) / f"{patient}_baseline.json") for patient in patients}
-    computed = read_computed(markers_folder, patients)
-
-    for row in rows:
-        if row["patient"] not in predictions:
-            raise InputError(
-                f"patient {row['patient']} has no prediction of the final model",
-                "run the stage predict again",
-                predict_folder / "predictions.tsv",
-            )
-    rule = {"operating_point": operating_point, "min_sensitivity": min_sensitivity}
-    training = [row for row in rows if row["cohort"] == "train"]
+    predictions, acquired = results.predictions, results.acquired
+    baselines, reference = comparators["baselines"], comparators["reference"]
     test = [row for row in rows if row["cohort"] == "test"]
-    leaks = check_roles(
-        rows,
-        {"/".join(Path(path).parts[-3:-1]): read_table(path) for path in roles_paths},
-        read_table(final_roles_path),
-        out_of_fold,
-        measured,
-    )
-    leaks += check_operating_point(rows, out_of_fold, predictions, selected, model, **rule)
-    baselines = fit_baselines(training, operating_point, min_sensitivity if operating_point == "sensitivity" else None)
-    fitted = ", ".join(f"{name} on {one['patients']}" for name, one in baselines.items())
-    leaks.append(
-        passed(
-            "The logistic models and their thresholds are fitted on the training cohort",
-            f"{fitted} of {len(training)} training patients, 0 of {len(test)} test patients",
-        )
-    )
-    scores = score_patients(test, predictions, baselines, computed)
+    scores = score_patients(test, predictions, baselines, results.computed)
     table2 = table_two(scores, model["operating_point"], baselines, bat_cut, confidence)
     overlap = overlap_table(
         rows,
         out_of_fold=out_of_fold,
         predictions=predictions,
-        measured=measured,
-        resampled=resampled,
-        folders={"measure": measure_folder, "resample": resample_folder, "predict": predict_folder},
+        measured=results.measured,
+        resampled=results.resampled,
+        folders=results.folders,
     )
     precision, auc_width = precision_table(
         scores, [row for row in overlap if row["cohort"] == "test"], seed, confidence
     )
     curve = decision_curve(scores)
-    scanners = {patient: scanner_name(acquired[patient]["acquisition"]) for patient in patients}
+    scanners = {row["patient"]: scanner_name(acquired[row["patient"]]["acquisition"]) for row in rows}
     summary = {
         "confidence": confidence,
+        "external": False,
         "cohorts": {
-            name: {"patients": len(group), "expansions": sum(row["expansion"] for row in group)}
-            for name, group in (("train", training), ("test", test))
+            "train": {name: reference[name] for name in ("patients", "expansions")},
+            "test": {"patients": len(test), "expansions": sum(row["expansion"] for row in test)},
         },
         "operating_point": {**model["operating_point"], "bat_cut": bat_cut},
         "table2": {row["row"]: {name: value for name, value in row.items() if name != "row"} for row in table2},
         "optimistic": optimistic_points(scores, confidence),
-        "out_of_fold": _out_of_fold_summary(out_of_fold, confidence),
         "segmentation": segmentation_summary(overlap, confidence),
         "calibration": calibration_summary(
-            scores, model["calibration"], sum(row["expansion"] for row in training) / len(training), confidence
+            scores, model["calibration"], reference["expansions"] / reference["patients"], confidence
         ),
         "precision": {"resamples": RESAMPLES, "auc": auc_width},
         "decision_curve": {
@@ -197,10 +286,12 @@ def evaluate_study(
         },
         "baselines": baselines,
         "ensemble": ensemble_summary([predictions[row["patient"]] for row in test], model["ensemble"]),
-        "selection": {name: selected[name] for name in ("candidate", "criterion", "remarks", "alarms")},
         "leaks": {"checks": len(leaks), "verdict": "passed"},
         "missing_in_test": {marker: sum(row[marker] is None for row in scores) for marker in (*MARKERS, "bat_score")},
+        **more,
     }
+    if summary["external"]:
+        summary["calibration"]["recalibrated"] = recalibration_summary(scores, model["calibration"], confidence)
 
     folder = Path(out_folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,14 +302,14 @@ def evaluate_study(
     write_table(folder / "precision.tsv", precision)
     write_table(
         folder / "subgroups.tsv",
-        subgroup_table(scores, divide(test, training, scanners, predictions), confidence),
+        subgroup_table(scores, divide(test, reference["cuts"], scanners, predictions), confidence),
     )
     write_table(folder / "label_sensitivity.tsv", label_sensitivity(test, scores, expansion, confidence))
     write_table(folder / "decision_curve.tsv", curve)
-    write_table(folder / "agreement.tsv", agreement_table(rows, measured, confidence), AGREEMENT_COLUMNS)
-    write_table(folder / "marker_agreement.tsv", marker_agreement(rows, computed, confidence))
-    write_table(folder / "marker_disagreements.tsv", marker_disagreements(rows, computed), DISAGREEMENT_COLUMNS)
-    write_table(folder / "acquisition.tsv", acquisition_table(rows, acquired))
+    write_table(folder / "agreement.tsv", agreement_table(rows, results.measured, confidence), AGREEMENT_COLUMNS)
+    write_table(folder / "marker_agreement.tsv", marker_agreement(rows, results.computed, confidence))
+    write_table(folder / "marker_disagreements.tsv", marker_disagreements(rows, results.computed), DISAGREEMENT_COLUMNS)
+    write_table(folder / "acquisition.tsv", acquisition_table(rows, acquired, reference["scanners"]))
     write_json(folder / "summary.json", without_nan(summary))
 
 
@@ -270,6 +361,45 @@ def calibration_summary(scores, calibration, training_share, confidence):
         for measure, interval in measures.items():
             names = (measure, f"{measure}_lower", f"{measure}_upper")
             summary[name] |= dict(zip(names, interval, strict=True))
+    return summary
+
+
+def recalibration_summary(scores, calibration, confidence):
+    """Say what a recalibration to these very patients would be, and how well it would fit them.
+
+    It is a look at what is wrong with the calibration, and no result of the model: fitted and measured on the same
+    patients, it is too good, and nothing else rests on it.
+
+    Parameters
+    ----------
+    scores : list of dict
+        `score_patients`.
+    calibration : dict
+        Of the model bundle; what is recalibrated is the calibrated logit.
+    confidence : float
+        Level of the Wald intervals.
+
+    Returns
+    -------
+    dict
+        `intercept_only` and `intercept_and_slope` (`haemex.calibration_measures.recalibration`), each `intercept`,
+        `slope` and `brier` with `_lower` and `_upper`; None where it cannot be fitted.
+    """
+    labels = [row["expansion"] for row in scores]
+    found = recalibration(labels, [calibrated_logit(calibration, row["logit"]) for row in scores], confidence)
+    summary = {}
+    for name, fitted in found.items():
+        summary[name] = None
+        if fitted:
+            measures = {
+                "intercept": fitted["intercept"],
+                "slope": fitted["slope"],
+                "brier": brier_interval(labels, fitted["probabilities"], confidence),
+            }
+            summary[name] = {}
+            for measure, interval in measures.items():
+                names = (measure, f"{measure}_lower", f"{measure}_upper")
+                summary[name] |= dict(zip(names, interval, strict=True))
     return summary
 
 
@@ -422,7 +552,7 @@ def agreement_table(rows, measured, confidence):
     return table
 
 
-def acquisition_table(rows, acquired):
+def acquisition_table(rows, acquired, trained_on):
     """Make supplemental Table 1: how the baseline scans were acquired, by scanner.
 
     Parameters
@@ -431,11 +561,13 @@ def acquisition_table(rows, acquired):
         Patients with `patient` and `cohort`.
     acquired : dict of str to dict
         `convert/{patient}_baseline.json` by patient.
+    trained_on : dict of str to int
+        Patients of the model's training cohort, wherever that was, by scanner.
 
     Returns
     -------
     list of dict
-        One per scanner: scanner, train, test (patients), slice_thickness_mm, slices, voxel_size_mm, matrix,
+        One per scanner of `rows`: scanner, train, test (patients), slice_thickness_mm, slices, voxel_size_mm, matrix,
         field_of_view_mm, window_width, window_level (one value, or the range; empty where the DICOM does not say),
         tilted (scans with a gantry tilt above 0.5 degrees), uneven (scans whose slices were not evenly spaced).
     """
@@ -462,7 +594,7 @@ def acquisition_table(rows, acquired):
         table.append(
             {
                 "scanner": scanner,
-                "train": sum(row["cohort"] == "train" for row in group),
+                "train": trained_on.get(scanner, 0),
                 "test": sum(row["cohort"] == "test" for row in group),
                 "slice_thickness_mm": thickness,
                 "slices": spread([one["slices"] for one in taken], 0),

@@ -88,11 +88,11 @@ def draw_figures(
     evaluate_folder : path-like
         Holds `scores.tsv`, `table2.tsv`, `dice.tsv`, `subgroups.tsv`, `decision_curve.tsv` and `summary.json` of
         `haemex.evaluation.evaluate_study`; gets the figures.
-    out_of_fold_path : path-like
-        `select/predictions.tsv`.
+    out_of_fold_path : path-like or None
+        `select/predictions.tsv`; None where nothing was trained.
     histories : list of path-like
         `train/{candidate}/fold{fold}/history.tsv` of every candidate, of which the chosen one is drawn, and
-        `final/history.tsv`.
+        `final/history.tsv`; empty where nothing was trained, and then the figure `training` is not drawn.
     convert_folder, measure_folder, predict_folder : path-like
         Hold `{patient}_baseline.nii.gz` (HU), `{patient}_haematoma.nii.gz` (manual) and `{patient}_haematoma.nii.gz`
         (network) on one native grid, of the test cohort at least; only the patients drawn are read.
@@ -107,13 +107,6 @@ def draw_figures(
     with matplotlib.rc_context(STYLE):
         drawn = {
             "flow": draw_flow(read_json(flow_path)),
-            "training": draw_training(
-                {
-                    path.parent.name: read_table(path)
-                    for path in map(Path, histories)
-                    if path.parent.name == "final" or path.parts[-3] == summary["selection"]["candidate"]
-                }
-            ),
             "dice": draw_dice(dice),
             "volumes": draw_volumes(test),
             "overlays": draw_overlays(
@@ -129,14 +122,23 @@ def draw_figures(
             ),
             "roc": draw_roc(scores, table2, summary["confidence"]),
             "probability": draw_probability(
-                read_table(out_of_fold_path), scores, summary["operating_point"]["threshold"]
+                read_table(out_of_fold_path) if out_of_fold_path else [],
+                scores,
+                summary["operating_point"]["threshold"],
             ),
             "calibration": draw_calibration(scores, summary),
             "subgroups": draw_subgroups(read_table(Path(evaluate_folder) / "subgroups.tsv"), summary["confidence"]),
             "decision_curve": draw_decision_curve(read_table(Path(evaluate_folder) / "decision_curve.tsv")),
         }
-        for name in FIGURES:
-            save(drawn[name], Path(evaluate_folder) / name)
+        if histories:
+            chosen = [
+                path
+                for path in map(Path, histories)
+                if path.parent.name == "final" or path.parts[-3] == summary["selection"]["candidate"]
+            ]
+            drawn["training"] = draw_training({path.parent.name: read_table(path) for path in chosen})
+        for name, figure in drawn.items():
+            save(figure, Path(evaluate_folder) / name)
 
 
 def save(figure, stem):
@@ -171,7 +173,10 @@ def _jitter(patients, width):
 
 
 def draw_flow(flow):
-    """Draw the flow diagram (paper, Figure 2) from the counts of `haemex.cohort.flow`."""
+    """Draw the flow diagram (paper, Figure 2) from the counts of `haemex.cohort.flow`.
+
+    Without training patients, in an external evaluation, it has no arm for them.
+    """
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
     def counted(reasons):
@@ -199,9 +204,11 @@ def draw_flow(flow):
     last_y = y
     final_lines = [f"Analysed (n = {analysed})"]
     cohort_y = last_y + height(final_lines) + gap + 0.12
+    titles = {"train": "Training cohort", "test": "Test cohort" if flow["train"] else "Test cohort, external"}
     cohorts = [
         [f"{title} (n = {flow[name]})", _expanded(flow["expansion"][name], flow[name])]
-        for name, title in (("train", "Training cohort"), ("test", "Test cohort"))
+        for name, title in titles.items()
+        if flow[name]
     ]
     total = cohort_y + height(cohorts[0]) + 0.05
     figure = _figure(width, total)
@@ -252,11 +259,11 @@ def draw_flow(flow):
             arrow((middle, aside_top + height(aside) / 2), (right[0], aside_top + height(aside) / 2))
     box(left, last_y, final_lines, "#EEF3F8")
     fork = last_y + height(final_lines) + gap / 2
-    lower = [left, right]
+    lower = [left, right] if flow["train"] else [left]
     centres = [sum(x) / 2 for x in lower]
     axes.plot([middle, middle], [last_y + height(final_lines), fork], color="#5A6068", linewidth=1)
-    axes.plot(centres, [fork, fork], color="#5A6068", linewidth=1)
-    for x, lines, face in zip(lower, cohorts, ("#E3EEF7", "#FBEADF"), strict=True):
+    axes.plot(centres, [fork] * len(centres), color="#5A6068", linewidth=1)
+    for x, lines, face in zip(lower, cohorts, ("#E3EEF7", "#FBEADF")[-len(lower) :], strict=True):
         arrow((sum(x) / 2, fork), (sum(x) / 2, cohort_y))
         box(x, cohort_y, lines, face)
     return figure
@@ -615,17 +622,17 @@ def draw_probability(out_of_fold, scores, threshold):
     Parameters
     ----------
     out_of_fold : list of dict
-        Rows of `select/predictions.tsv`.
+        Rows of `select/predictions.tsv`; empty where nothing was trained, and then there is no panel for them.
     scores : list of dict
         Rows of `scores.tsv`.
     threshold : float
         Probability from which a patient is called positive.
     """
-    figure = _figure(6.6, 3.5)
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, rows, title in zip(
-        panels, (out_of_fold, scores), ("Training cohort, out-of-fold", "Test cohort"), strict=True
-    ):
+    groups = [("Training cohort, out-of-fold", out_of_fold)] if out_of_fold else []
+    groups.append(("Test cohort", scores))
+    figure = _figure(6.6 if out_of_fold else 4.0, 3.5)
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, (title, rows) in zip(panels, groups, strict=True):
         for place, (expansion, colour) in enumerate(((0, BLUE), (1, ORANGE))):
             group = [row for row in rows if row["expansion"] == expansion]
             if group:
@@ -636,7 +643,7 @@ def draw_probability(out_of_fold, scores, threshold):
         axes.tick_params(axis="x", length=0)
         axes.set(title=title, xlim=(-0.6, 1.75), ylim=(-0.03, 1.03))
         axes.grid(axis="y", color="#E6E8EB", linewidth=0.7)
-    panels[1].annotate(
+    panels[-1].annotate(
         f"operating\npoint {threshold:.3g}",
         (1.0, threshold),
         xycoords=("axes fraction", "data"),

@@ -11,6 +11,7 @@ import numpy as np
 from haemex.calibration import calibrate, calibration_in_words, read_calibration
 from haemex.calibration_fit import fit_calibration
 from haemex.cohort import refuse_doubled_scans
+from haemex.comparators import same_comparators
 from haemex.errors import InputError
 from haemex.statistics import sensitivity_threshold, youden_threshold
 
@@ -179,15 +180,6 @@ def check_operating_point(rows, out_of_fold, predictions, selected, model, opera
                 f"training cohort give ({_told(calibration)})",
                 again,
             )
-    for row in rows:
-        one = predictions[row["patient"]]
-        calibrated = calibrate(calibration, one["logit"])
-        if one["positive"] != int(one["probability"] >= model["operating_point"]["threshold"]):
-            raise InputError(f"the decision on patient {row['patient']} does not follow from the threshold", again)
-        if not math.isclose(one["calibrated_probability"], calibrated, rel_tol=1e-6, abs_tol=1e-9):
-            raise InputError(
-                f"the calibrated probability of patient {row['patient']} does not follow from the calibration", again
-            )
     return [
         passed(
             f"The threshold is the one the out-of-fold predictions give (rule: {operating_point})",
@@ -197,10 +189,85 @@ def check_operating_point(rows, out_of_fold, predictions, selected, model, opera
             "The calibration is the one the out-of-fold predictions give",
             f"{_told(calibration)}, recomputed from {len(labels)} training patients",
         ),
+        *check_applied(rows, predictions, model["operating_point"]["threshold"], calibration, again),
+    ]
+
+
+def check_applied(rows, predictions, threshold, calibration, again):
+    """Refuse predictions to which another threshold or calibration was applied.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Patients with `patient`.
+    predictions : dict of str to dict
+        Rows of `predict/predictions.tsv` by patient.
+    threshold : float
+        A probability at or above it is positive.
+    calibration : dict
+        For `haemex.calibration.calibrate`.
+    again : str
+        What to do about a refusal.
+
+    Returns
+    -------
+    list of dict
+        check, compared, verdict.
+
+    Raises
+    ------
+    InputError
+        Names the patient.
+    """
+    for row in rows:
+        one = predictions[row["patient"]]
+        if one["positive"] != int(one["probability"] >= threshold):
+            raise InputError(f"the decision on patient {row['patient']} does not follow from the threshold", again)
+        if not math.isclose(
+            one["calibrated_probability"], calibrate(calibration, one["logit"]), rel_tol=1e-6, abs_tol=1e-9
+        ):
+            raise InputError(
+                f"the calibrated probability of patient {row['patient']} does not follow from the calibration", again
+            )
+    return [passed("Every decision and every calibrated probability follows from them", f"{len(rows)} patients")]
+
+
+def check_comparators(found, expected, test):
+    """Refuse comparators in the bundle that the training cohort does not give.
+
+    Parameters
+    ----------
+    found : dict
+        `haemex.comparators.read_comparators`.
+    expected : dict
+        `haemex.comparators.make_comparators` of the training cohort.
+    test : int
+        Patients of the test cohort.
+
+    Returns
+    -------
+    list of dict
+        check, compared, verdict.
+
+    Raises
+    ------
+    InputError
+        Names the part that differs.
+    """
+    for section in ("baselines", "reference"):
+        for part in sorted({*found[section], *expected[section]}):
+            if not same_comparators(found[section].get(part), expected[section].get(part)):
+                raise InputError(
+                    f"comparators.json in the model bundle is not what the training cohort gives (`{section}.{part}`)",
+                    "run the rule comparators again; never change the file by hand",
+                )
+    fitted = ", ".join(f"{name} on {one['patients']}" for name, one in expected["baselines"].items())
+    patients = expected["reference"]["patients"]
+    return [
         passed(
-            "Every decision and every calibrated probability follows from them",
-            f"{len(rows)} patients",
-        ),
+            "The logistic models and their thresholds are fitted on the training cohort",
+            f"{fitted} of {patients} training patients, 0 of {test} test patients; comparators.json agrees",
+        )
     ]
 
 

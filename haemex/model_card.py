@@ -10,15 +10,17 @@ from haemex.files import write_atomically
 DESCRIBED = ("age_years", "sex", "baseline_ml", "onset_to_ct_h", "nihss", "intraventricular_haemorrhage", "expansion")
 
 
-def training_population(table1, acquisition):
+def training_population(table1, acquisition, summary):
     """Say who the network was trained and tested on.
 
     Parameters
     ----------
     table1 : list of dict
-        Table 1 by cohort, as text.
+        Table 1 by cohort, as text; empty in an external evaluation, where the model's bundle tells of its patients.
     acquisition : list of dict
         Scanners with the numbers of patients, as text.
+    summary : dict
+        `summary.json`.
 
     Returns
     -------
@@ -26,13 +28,23 @@ def training_population(table1, acquisition):
         `characteristics`: rows of Table 1 (label, type, train, test); `scanners`: (name, train, test).
     """
     rows = {row["variable"]: row for row in table1}
+    scanners = {row["scanner"]: (int(row["train"]), int(row["test"])) for row in acquisition}
+    if summary["external"]:
+        taught, tested = summary["reference"]["characteristics"], summary["characteristics"]
+        here = {row["variable"]: row["value"] for row in tested}
+        rows = {
+            row["variable"]: row | {"train": row["value"], "test": here[row["variable"]]}
+            for row in taught
+            if row["variable"] in here
+        }
+        scanners = {name: (count, 0) for name, count in summary["reference"]["scanners"].items()} | scanners
     return {
         "characteristics": [
             {name: rows[variable][name] for name in ("label", "type", "train", "test")}
             for variable in DESCRIBED
             if variable in rows
         ],
-        "scanners": [(row["scanner"], int(row["train"]), int(row["test"])) for row in acquisition],
+        "scanners": [(name, *counts) for name, counts in sorted(scanners.items())],
     }
 
 

@@ -3,7 +3,8 @@
 One file: the main model, not the fold models. Its input `scan`, float32 (1, 1, z, y, x), is what the stage `resample`
 makes of a CT: resampled, windowed, normalised within the brain. Its outputs are `logit`, (1,), of expansion, and
 `haematoma`, (1, 1, z, y, x), the probability of haematoma per voxel. How to prepare a scan and how to read the
-logit stands as JSON in the file's metadata: `preprocessing` (the section `resample`), `operating_point` (of the
+logit stands as JSON in the file's metadata: `preparation` (the sections
+`convert`, `skullstrip` and `resample` of the config), `operating_point` (of the
 probability 1 / (1 + exp(-logit))), `calibration` (see `haemex.calibration`), `weights_sha256` (of the bundle's
 `model.safetensors`), `versions`, and `caveat`.
 
@@ -67,7 +68,7 @@ def export_onnx(bundle_folder, path, threads=1):
         raise InputError("there is no such folder", "make it, or give another path", Path(path).parent)
     bundle = load_bundle(bundle_folder, ensemble=False)
     description = read_json(Path(bundle_folder) / "model.json")
-    grid = tuple(int(size) for size in bundle.preprocessing["matrix"][::-1])
+    grid = tuple(int(size) for size in bundle.preparation["resample"]["matrix"][::-1])
     model = _Outputs(bundle.model).eval()
     content = _convert(model, grid, _metadata(bundle, description))
     difference = max(_difference(model, content, scan, threads) for scan in (_noise(grid), _brain(grid)))
@@ -98,7 +99,7 @@ class _Outputs(torch.nn.Module):
 
 def _metadata(bundle, description):
     return {
-        "preprocessing": bundle.preprocessing,
+        "preparation": bundle.preparation,
         "operating_point": {**description["operating_point"], "threshold": bundle.threshold},
         "calibration": bundle.calibration,
         "weights_sha256": description["weights_sha256"],

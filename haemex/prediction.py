@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from haemex.bundle import load_bundle, refuse_other_preprocessing
+from haemex.bundle import load_bundle
 from haemex.calibration import calibrate
 from haemex.errors import InputError
 from haemex.explanation import bridge_affine, relevance_map
 from haemex.logs import Progress, announce
+from haemex.model_description import refuse_other_preparation
 from haemex.network import (
     computing,
     device_name,
@@ -86,7 +87,7 @@ def predict_patients(
         Other preprocessing than the model was trained with, a damaged bundle or scan.
     """
     bundle = load_bundle(bundle_folder, ensemble)
-    refuse_other_preprocessing(bundle.preprocessing, preprocessing, bundle_folder)
+    refuse_other_preparation(bundle.preparation, {"resample": preprocessing}, bundle_folder)
     grid = tuple(preprocessing["matrix"][::-1])
     rows = []
     with computing(threads, deterministic=True) as device:

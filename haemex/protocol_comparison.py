@@ -17,13 +17,18 @@ NO_PROTOCOL = (
     "training.compile",
     "computing",
     "predict",
+    "model",
     "seed_study",
     "scanner_study",
     "evaluate.overlays",
 )
 
 
-def compare_protocols(config, paper, schema):
+# Settings of a training, which an evaluation of another study's model does not have.
+OF_TRAINING = ("augment", "folds", "network", "training", "candidates", "select", "cohorts.train")
+
+
+def compare_protocols(config, paper, schema, trained=True):
     """List where a run leaves the paper's protocol.
 
     Parameters
@@ -34,6 +39,8 @@ def compare_protocols(config, paper, schema):
         `config/config.yaml`.
     schema : dict
         The config's schema, for descriptions.
+    trained : bool
+        Whether the run trained its model; if not, settings of a training are not compared.
 
     Returns
     -------
@@ -44,7 +51,7 @@ def compare_protocols(config, paper, schema):
     ours, theirs = _leaves(config), _leaves(paper)
     rows = []
     for key in [*theirs, *(key for key in ours if key not in theirs)]:
-        if any(key == one or key.startswith(f"{one}.") for one in NO_PROTOCOL):
+        if any(key == one or key.startswith(f"{one}.") for one in NO_PROTOCOL + (() if trained else OF_TRAINING)):
             continue
         if ours.get(key) != theirs.get(key):
             rows.append(
@@ -85,10 +92,13 @@ def _meaning(schema, path, node=None):
     return node.get("description", "")
 
 
+PATHS = ("cohort_table", "model")
+
+
 def without_paths(config):
     """Copy a config without the paths in it: a report travels, and a path may name a person or a hospital."""
     if isinstance(config, dict):
-        return {name: without_paths(value) for name, value in config.items() if name != "cohort_table"}
+        return {name: without_paths(value) for name, value in config.items() if name not in PATHS}
     if isinstance(config, list | tuple):
         return [without_paths(one) for one in config]
     if isinstance(config, str) and (PurePosixPath(config).is_absolute() or PureWindowsPath(config).is_absolute()):

@@ -47,11 +47,16 @@ TABLES = (
 )
 # Supplementary tables in the order of the page; those that a study does not have are not counted.
 SUPPLEMENT = (
-    *("table1_expansion", "label_flips", "acquisition", "agreement", "candidates", "scanner_study", "segmentation"),
+    *("population", "table1_expansion", "label_flips", "acquisition", "agreement", "candidates", "scanner_study"),
+    "segmentation",
     *("failures", "table2_more", "operating_points", "marker_agreement", "marker_disagreements", "precision"),
     *("subgroups", "label_sensitivity", "calibration", "decision_curve", "leaks", "deviations", "tripod", "claim"),
     *("versions", "inputs", "codes"),
 )
+
+
+OF_TRAINING = ("training",)  # figures that only a study with a training has
+SUPPLEMENTARY_FIGURES = ("training", "volumes", "subgroups", "decision_curve")
 
 
 def write_report(
@@ -95,15 +100,15 @@ def write_report(
     measure_folder : path-like
         `{patient}.json` with the digests of the scans' pixels, and `{patient}_haematoma.nii.gz`.
     table1_path, table1_expansion_path : path-like
-        `table1/table1.tsv`, by cohort, and `table1/table1_expansion.tsv`, by expansion.
+        `table1/table1.tsv`, by cohort (None where there is one), and `table1/table1_expansion.tsv`, by expansion.
     evaluate_folder : path-like
         Everything `haemex.evaluation.evaluate_study` and `haemex.figures.draw_figures` wrote.
     cards_path : path-like
         `cards/cards.json`, beside the pictures `{patient}.png`.
-    candidates_path, selected_path : path-like
-        `select/candidates.tsv` and `select/selected.json`.
+    candidates_path, selected_path : path-like or None
+        `select/candidates.tsv` and `select/selected.json`; None where another study's model is evaluated.
     model_path : path-like
-        `final/model/model.json`.
+        `model.json` of the model bundle.
     reachable_auc : float or None
         Of synthetic patients, the AUC of an ideal reader of the images; None for real ones.
     table_digest : str
@@ -119,21 +124,22 @@ def write_report(
     from markupsafe import Markup, escape
 
     evaluate_folder, out_folder = Path(evaluate_folder), Path(out_folder)
-    summary, selected, model, flow = (
-        read_json(path) for path in (evaluate_folder / "summary.json", selected_path, model_path, flow_path)
-    )
+    summary, model, flow = (read_json(path) for path in (evaluate_folder / "summary.json", model_path, flow_path))
+    selected = read_json(selected_path) if selected_path else None
     paper = yaml.safe_load(Path(paper_config_path).read_text(encoding="utf-8"))
-    used = {**config, **candidate_settings(config, selected["candidate"])}
+    used = {**config, **candidate_settings(config, selected["candidate"])} if selected else config
     shown = without_paths(config)
     table1, table1_expansion, acquisition = (
-        read_table(path, as_text=True)
+        read_table(path, as_text=True) if path else []
         for path in (table1_path, table1_expansion_path, evaluate_folder / "acquisition.tsv")
     )
     tables = {name: read_table(evaluate_folder / f"{name}.tsv") for name in TABLES}
+    drawn = [name for name in FIGURES if selected or name not in OF_TRAINING]
     digests = patient_digests(cohort_path, measure_folder)
     environment = report_environment(template_folder)
     context = {
         "config": used,
+        "external": selected is None,
         "synthetic": "phantom" in config,
         "reachable_auc": reachable_auc,
         "flow": flow,
@@ -143,42 +149,46 @@ def write_report(
         "scanner_study": read_json(scanner_study_path) if scanner_study_path else None,
         "model": model,
         "markers": MARKERS,
-        "deviations": compare_protocols(used, paper, load_schema(schema_path)),
+        "deviations": compare_protocols(used, paper, load_schema(schema_path), trained=selected is not None),
         "answer": answer(summary),
         "verdict": verdict(summary),
         "caveats": caveats(
             summary,
             flow,
             selected,
-            table1,
+            table1 or table1_expansion,
             acquisition,
             tables["agreement"],
             config["cohorts"],
             "phantom" in config,
         ),
-        "images": {name: Markup(embed(evaluate_folder, name)) for name in FIGURES},
+        "images": {name: Markup(embed(evaluate_folder, name)) for name in drawn},
         "cards": cards_with_pictures(cards_path),
         # As YAML wants it: a hyphen stays one.
         "settings": Markup(escape(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100))),
         "versions": [("Python", platform.python_version()), *installed(PACKAGES)],
         "inputs": summarise_inputs(digests, table_digest, shown),
         "codes": codes,
-        "population": training_population(table1, acquisition),
+        "population": training_population(table1, acquisition, summary),
         "weights": weights_files(model),
         "flips": read_table(flips_path),
         "table1": table1,
         "table1_expansion": table1_expansion,
         "acquisition": acquisition,
-        "candidates": read_table(candidates_path),
+        "candidates": read_table(candidates_path) if candidates_path else [],
         "failures": failed_outlines(read_table(evaluate_folder / "dice.tsv")),
         "table2_read": [row for row in tables["table2"] if is_read(row)],
         "table2_computed": [row for row in tables["table2"] if not is_read(row)],
         **tables,
     }
-    absent = {
-        name for name in ("agreement", "scanner_study", "marker_disagreements", "deviations") if not context[name]
-    }
+    first = [] if table1 else ["table1_expansion"]  # then it is Table 1 itself
+    optional = (*first, "agreement", "candidates", "scanner_study", "marker_disagreements", "deviations")
+    absent = {name for name in optional if name in first or not context[name]}
+    absent |= set() if context["external"] else {"population"}
     context["T"] = {name: f"Table S{n}" for n, name in enumerate((n for n in SUPPLEMENT if n not in absent), 1)}
+    context["T"] |= dict.fromkeys(first, "Table 1")
+    shown_figures = (name for name in SUPPLEMENTARY_FIGURES if name in drawn)
+    context["F"] = {name: f"Figure S{n}" for n, name in enumerate(shown_figures, 1)}
     text = environment.get_template("report.html.j2").render(context)
     write_digests(digests, out_folder / "inputs.tsv")
     write_model_card(environment, context, out_folder / "model_card.html")

@@ -1,5 +1,6 @@
 """What the report says in words: the answer, the comparison of AUCs, and what a careful reader has to know first."""
 
+from haemex.cohort import expansion_definitions
 from haemex.markers import MARKERS
 from haemex.pages import plural
 from haemex.printing import interval, number, percent, span
@@ -101,8 +102,8 @@ def caveats(summary, flow, selected, table1, acquisition, agreement, cohorts, sy
         `summary.json`.
     flow : dict
         `flow.json`.
-    selected : dict
-        `selected.json`.
+    selected : dict or None
+        `selected.json`; None where another study's model is evaluated.
     table1, acquisition, agreement : list of dict
         Tables of these names; counts may be text.
     cohorts : dict
@@ -120,8 +121,9 @@ def caveats(summary, flow, selected, table1, acquisition, agreement, cohorts, sy
         said.append(
             "Every patient is synthetic. The numbers show that the software runs; they say nothing about patients."
         )
-    said += _of_training(summary, selected)
-    said += _of_the_sample(summary, acquisition)
+    if selected:
+        said += _of_training(summary, selected)
+    said += _of_the_sample(summary, acquisition, external=selected is None)
     said += _of_the_segmentation(summary)
     said += _of_the_models(summary)
     said += _of_missing_values(summary, flow, table1)
@@ -153,7 +155,7 @@ def _of_training(summary, selected):
     return said
 
 
-def _of_the_sample(summary, acquisition):
+def _of_the_sample(summary, acquisition, external):
     test, train = summary["cohorts"]["test"], summary["cohorts"]["train"]
     said = []
     without = test["patients"] - test["expansions"]
@@ -163,10 +165,19 @@ def _of_the_sample(summary, acquisition):
             f"validation of a prediction model wants at least {WANTED_EVENTS} of each (Collins 2016). Read the "
             "intervals, not the estimates."
         )
-    said.append(
-        f"The network learnt expansion from {plural(train['expansions'], 'patient')} who had it. The test cohort comes "
-        "from the same table and was admitted later: this is temporal, not external, validation."
-    )
+    learnt = f"The network learnt expansion from {plural(train['expansions'], 'patient')} who had it"
+    if external:
+        said.append(f"{learnt}, where it was made; nothing was fitted to the patients here.")
+        taught, here = (_defined(one["definition"]) for one in (summary["reference"], summary))
+        if taught != here:
+            said.append(
+                f"The network was taught that expansion is growth {taught}; here it is judged by growth {here}."
+            )
+    else:
+        said.append(
+            f"{learnt}. The test cohort comes from the same table and was admitted later: this is temporal, not "
+            "external, validation."
+        )
     unseen = {row["scanner"]: int(row["test"]) for row in acquisition if not int(row["train"]) and int(row["test"])}
     if unseen:
         said.append(
@@ -177,11 +188,15 @@ def _of_the_sample(summary, acquisition):
     return said
 
 
+def _defined(expansion):
+    return next(iter(expansion_definitions(expansion)))
+
+
 def _of_the_segmentation(summary):
     said = []
     for name, label in (("train", "training"), ("test", "test")):
-        group = summary["segmentation"][name]
-        if group["cut_off"]:
+        group = summary["segmentation"].get(name)
+        if group and group["cut_off"]:
             said.append(
                 f"In {plural(group['cut_off'], 'patient')} of the {label} cohort less than 99 % of the haematoma lies "
                 f"inside the network's field of view (least: {percent(group['least_inside'])})."
@@ -197,7 +212,7 @@ def _of_the_segmentation(summary):
 
 
 def _of_the_models(summary):
-    said = [remark for remark in summary["selection"]["remarks"] if "within the spread" in remark]
+    said = [remark for remark in summary.get("selection", {}).get("remarks", []) if "within the spread" in remark]
     area = summary["table2"]["CNN"]["auc"]
     if area is not None and area in (0.0, 1.0):
         said.append("The network's AUC lies at its limit, where DeLong's interval has no width and means nothing.")
@@ -206,8 +221,8 @@ def _of_the_models(summary):
             "In the training cohort a predictor separates the outcomes wholly, so maximum likelihood has no answer; "
             "its logistic model uses Platt's targets instead."
         )
-    train = summary["segmentation"]["train"]
-    if train.get("out_of_fold"):
+    train = summary["segmentation"].get("train")
+    if train and train.get("out_of_fold"):
         said.append(
             "Results of the final model on the training cohort are of a model refitted to these very patients and show "
             f"fit, not performance: median Dice {number(train['grid']['median'])} refitted, "
@@ -222,10 +237,11 @@ def _of_missing_values(summary, flow, table1):
     if missing:
         told = ", ".join(f"{name} in {n}" for name, n in missing.items())
         said.append(f"Missing in the test cohort, and left out of that row of Table 2: {told}.")
-    counts = {row["label"]: int(row["train_missing"] or 0) + int(row["test_missing"] or 0) for row in table1}
+    counts = {row["label"]: sum(int(row[name] or 0) for name in row if name.endswith("_missing")) for row in table1}
     gaps = sorted(((count, label) for label, count in counts.items() if count), key=lambda one: (-one[0], one[1]))
     if gaps:
-        everybody = summary["cohorts"]["train"]["patients"] + summary["cohorts"]["test"]["patients"]
+        own = ("test",) if summary.get("external") else ("train", "test")
+        everybody = sum(summary["cohorts"][cohort]["patients"] for cohort in own)
         told = ", ".join(f"{label} in {count}" for count, label in gaps[:NAMED_MISSING])
         more = f", and fewer in {plural(len(gaps) - NAMED_MISSING, 'other row')}" if len(gaps) > NAMED_MISSING else ""
         said.append(f"Of {everybody} patients, values of Table 1 are missing, and were not imputed: {told}{more}.")
@@ -244,7 +260,7 @@ def _of_readers_and_time(agreement, cohorts):
         )
     elif not drawn:
         said.append("No mask was drawn twice: how far labels and volumes depend on the one reader is not known.")
-    first, last = cohorts["train"][0], cohorts["test"][1]
+    first, last = (cohorts["train"] or cohorts["test"])[0], cohorts["test"][1]
     years = (_days(last) - _days(first)) / 365.25
     said.append(
         f"Admissions span {number(years, 1)} years ({span((first, last))}); treatment, scanners and readers may have "

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from haemex.errors import InputError
 
+# Synthetic patients of a training cohort: with fewer, folds of one kind alone are all but certain.
+TRAINED_PHANTOMS = 8
 CONFIG_SCHEMA = Path(__file__).resolve().parents[1] / "config" / "config.schema.yaml"
 
 
@@ -83,6 +85,8 @@ def _in_words(error):
 
 def _contradictions(config):
     """List what no schema can say: settings that contradict each other."""
+    if "new_patients" in config:  # nothing else of the config counts
+        return [] if "model" in config else ["`new_patients` needs `model`, the bundle that is to predict them"]
     problems = []
     if not candidate_names(config):
         problems.append("`candidates` names none")
@@ -91,9 +95,7 @@ def _contradictions(config):
         if studied is not None and studied not in candidate_names(config):
             known = nearest(studied, candidate_names(config))
             problems.append(f"`{section}.candidate`: there is no such candidate ({known})")
-    (train_start, train_end), (test_start, test_end) = config["cohorts"]["train"], config["cohorts"]["test"]
-    if not train_start <= train_end < test_start <= test_end:
-        problems.append("`cohorts`: the test period has to begin after the training period ends")
+    problems += _contradictions_with_model(config) if "model" in config else _contradictions_of_training(config)
     if any(size % 4 for size in config["resample"]["matrix"]):
         problems.append("`resample.matrix`: the network halves each axis twice, so each size has to be divisible by 4")
     lower, upper = config["eligibility"]["followup_h"]
@@ -102,6 +104,35 @@ def _contradictions(config):
     lower, upper = config["resample"]["window_hu"]
     if lower >= upper:
         problems.append("`resample.window_hu`: the lower bound is not below the upper one")
+    return problems
+
+
+def _contradictions_of_training(config):
+    """List what keeps a study from training, or from testing on later patients."""
+    if config["cohorts"]["train"] is None:
+        return ["`cohorts.train` is null: only an external evaluation, with `model`, does without training patients"]
+    problems = []
+    (train_start, train_end), (test_start, test_end) = config["cohorts"]["train"], config["cohorts"]["test"]
+    if not train_start <= train_end < test_start <= test_end:
+        problems.append("`cohorts`: the test period has to begin after the training period ends")
+    if config.get("phantom", {"train": TRAINED_PHANTOMS})["train"] < TRAINED_PHANTOMS:
+        problems.append(f"`phantom.train`: a study that trains needs {TRAINED_PHANTOMS} patients to train on at least")
+    return problems
+
+
+def _contradictions_with_model(config):
+    """List what an external evaluation, in which nothing is trained, cannot have."""
+    problems = [
+        f"`{section}` trains, and an external evaluation (`model`) trains nothing: take it out"
+        for section in ("seed_study", "scanner_study")
+        if section in config
+    ]
+    if config["cohorts"]["train"] is not None:
+        problems.append("`cohorts.train`: an external evaluation (`model`) trains nothing: set it to null")
+    if config["cohorts"]["test"][0] > config["cohorts"]["test"][1]:
+        problems.append("`cohorts.test`: the last day comes before the first")
+    if config.get("phantom", {}).get("train"):
+        problems.append("`phantom.train`: an external evaluation (`model`) trains nothing: set it to 0")
     return problems
 
 

@@ -11,6 +11,7 @@ from haemex.cohort import ELIGIBILITY_COLUMNS, assume_well, enters, ineligibilit
 from haemex.cohort_table import parse_cohort_table
 from haemex.errors import InputError
 from haemex.locks import hold_for_ever
+from haemex.model_description import fold_numbers, read_description, refuse_other_preparation
 from haemex.settings import candidate_names, candidate_settings, check_config
 
 # Each has its rules in workflow/rules/; the optional ones where the config has a section of that name.
@@ -18,7 +19,11 @@ STAGES = (
     *("check", "convert", "measure", "markers", "skullstrip", "resample", "inspect", "qc", "cohort"),
     *("augment", "train", "select", "final", "predict", "evaluate", "cards", "report"),
 )
+# An external study (`model` in the config) evaluates a model that another study has made.
+TRAINING_STAGES = ("augment", "train", "select", "final")
 OPTIONAL_STAGES = ("phantom", "seed_study", "scanner_study")
+
+OWN_MODEL = "<results>/final/model"
 
 # The columns of `haemex.markers.MARKERS`, whose module takes long to import: every job reads the rules anew.
 READINGS = ("hypodensity", "black_hole", "swirl", "blend", "fluid_level", "irregular_shape", "heterogeneous_density")
@@ -31,6 +36,15 @@ def one_sentence():
         yield
     except InputError as error:
         sys.exit(f"haemex: {error}")
+
+
+def make_study(config):
+    """Make what the rules ask: a study, or with `new_patients` in the config a list of patients to predict."""
+    if "new_patients" in config:
+        from haemex.new_patients import NewPatients
+
+        return NewPatients(config)
+    return Study(config)
 
 
 class Study:
@@ -50,11 +64,20 @@ class Study:
         The stages of this study.
     results : list of str
         What the study ends with.
+    targets : list of str
+        What a run makes: with a faulty table the check alone, which lists the faults.
+    external : bool
+        Whether nothing is trained, and the model of another study evaluated.
+    model : str
+        Folder of the model bundle: the study's own, or the one that the config names.
+    folds : sequence of int
+        Numbers of the fold models in that bundle.
 
     Raises
     ------
     InputError
-        The config is refused, or there is no table, or nothing that can be read as one.
+        The config is refused; the model bundle it names is, or was made for scans prepared otherwise; there is no
+        table, or nothing that can be read as one.
     """
 
     SCANS = ("baseline_ct", "followup_ct")
@@ -66,6 +89,10 @@ class Study:
         check_config(config)
         self.config = config
         self.table = config["cohort_table"]
+        self.external = "model" in config
+        self.model, self.folds = OWN_MODEL, range(config["folds"])
+        if self.external:
+            self._take_model(config["model"])
         self.truth = []
         self._listings = {}
         if "phantom" in config:
@@ -86,13 +113,26 @@ class Study:
             for patient, row in self.rows.items()
             if enters(assume_well(row, refused_columns(self.faults, patient), *criteria), *criteria)
         )
-        self.candidates = candidate_names(config)
-        self.stages = STAGES + tuple(stage for stage in OPTIONAL_STAGES if stage in config)
+        self.candidates = [] if self.external else candidate_names(config)
+        self.stages = tuple(stage for stage in STAGES if not (self.external and stage in TRAINING_STAGES))
+        self.stages += tuple(stage for stage in OPTIONAL_STAGES if stage in config)
         self.results = ["<results>/report/report.html"]
         for name, table in (("seed_study", "seeds"), ("scanner_study", "scanners")):
             if name in config:
                 self.results.append(f"<results>/{name}/{table}.tsv")
-        self.folds = range(config["folds"])
+        self.targets = ["<results>/check/verdict.json"]
+        if not self.faults:
+            self.targets += ["<results>/qc/index.html", "<results>/qc/qc.tsv", *self.results]
+
+    def _take_model(self, folder):
+        """Take the model bundle of another study, and refuse it before anything is computed."""
+        from haemex.comparators import read_comparators
+
+        description = read_description(folder)
+        present = {section: self.config[section] for section in description["preparation"]}
+        refuse_other_preparation(description["preparation"], present, folder)
+        read_comparators(folder, description)
+        self.model, self.folds = Path(folder).as_posix(), fold_numbers(description)
 
     def _write_synthetic_table(self):
         """Write the table of the synthetic patients; drawing them takes no time, their scans are made by a rule."""
@@ -112,6 +152,14 @@ class Study:
         name = self.config["study"]
         with one_sentence():
             hold_for_ever(Path("results", name, ".lock"), f"the study {name}")
+
+    def of_training(self, paths):
+        """Return what only a training leaves; nothing in an external study."""
+        return [] if self.external else paths
+
+    def of_model(self, paths):
+        """Return files of the model bundle where they are: the study's own, or those of the bundle under test."""
+        return [path.replace(OWN_MODEL, self.model) for path in paths]
 
     def path(self, patient, column):
         """Return what the table says in a column of files, or "" where it says nothing."""

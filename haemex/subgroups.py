@@ -22,14 +22,36 @@ UNKNOWN = "not known"
 WITHOUT_SCANNER = "Without one scanner"
 
 
-def divide(test, training, scanners, predictions):
+def training_cuts(training):
+    """Cut volume and age where the training cohort does.
+
+    Parameters
+    ----------
+    training : list of dict
+        Patients with `baseline_ml` (mL) and `age_years`; None = missing.
+
+    Returns
+    -------
+    dict
+        `baseline_ml`: the two cuts between thirds, mL; `age_years`: the median, or None where no age is known.
+    """
+    volumes, ages = (
+        [row[column] for row in training if row[column] is not None] for column in ("baseline_ml", "age_years")
+    )
+    thirds = [float(cut) for cut in np.quantile(volumes, [1 / 3, 2 / 3])]
+    return {"baseline_ml": thirds, "age_years": float(np.median(ages)) if ages else None}
+
+
+def divide(test, cuts, scanners, predictions):
     """Divide the test cohort in all the ways a reviewer asks for.
 
     Parameters
     ----------
-    test, training : list of dict
+    test : list of dict
         Patients with `patient`, `baseline_ml` (mL), `onset_to_ct_h` (h), `sex` ("m", "f") and `age_years`; None =
         missing. `haematoma_location` ("deep", "lobar") where the cohort table has it.
+    cuts : dict
+        `training_cuts`.
     scanners : dict of str to str
         Name of the baseline scanner by patient.
     predictions : dict of str to dict
@@ -43,24 +65,18 @@ def divide(test, training, scanners, predictions):
         `WITHOUT_SCANNER` alone is no partition: each of its groups, "without <scanner>", is the whole test cohort but
         for one scanner's patients. It is there where the test patients come from more than one scanner.
     """
-
-    def known(rows, column):
-        return [row[column] for row in rows if row[column] is not None]
-
     divisions = [("Scanner", {row["patient"]: scanners[row["patient"]] for row in test}, None)]
     # Of supratentorial haematomas; the table need not have the column.
     location = {row["patient"]: row.get("haematoma_location") or UNKNOWN for row in test}
     divisions.append(("Haematoma location", location, ("deep", "lobar")))
-    low, high = np.quantile(known(training, "baseline_ml"), [1 / 3, 2 / 3])
-    divisions.append(_by_number(test, "baseline_ml", "Haematoma volume, training thirds", (low, high), "mL"))
+    thirds = cuts["baseline_ml"]
+    divisions.append(_by_number(test, "baseline_ml", "Haematoma volume, training thirds", thirds, "mL"))
     onset = _by_number(test, "onset_to_ct_h", "Onset to CT", (ONSET_CUT_H,), "h")
     divisions.append(onset)
     sexes = {"m": "male", "f": "female"}
     divisions.append(("Sex", {row["patient"]: sexes.get(row["sex"], UNKNOWN) for row in test}, ("female", "male")))
-    ages = known(training, "age_years")
-    if ages:
-        cut = (float(np.median(ages)),)
-        divisions.append(_by_number(test, "age_years", "Age, training median", cut, "years"))
+    if cuts["age_years"] is not None:
+        divisions.append(_by_number(test, "age_years", "Age, training median", (cuts["age_years"],), "years"))
     spread = {row["patient"]: predictions[row["patient"]]["ensemble_sd"] for row in test}
     told = [value for value in spread.values() if value is not None]
     if told:

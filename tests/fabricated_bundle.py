@@ -15,14 +15,19 @@ PREPROCESSING = {
     "spline_order": 3,
     "window_hu": [0.0, 100.0],
 }
+PREPARATION = {
+    "convert": {"slice_thickness_mm": 5.0},
+    "skullstrip": {"seal_gap_mm": 4.0, "min_brain_ml": 500.0, "plausible_brain_ml": [900.0, 1900.0]},
+    "resample": PREPROCESSING,
+}
 CALIBRATION = {"method": "platt", "intercept": 0.25, "slope": 2.0}
 
 
-def make_bundle(tmp_path, network=NETWORK, preprocessing=PREPROCESSING):
+def make_bundle(tmp_path, network=NETWORK, preparation=PREPARATION):
     """Write `model/`, the bundle, and `train/fold{k}/model.safetensors` below a folder."""
     folder = tmp_path / "model"
     folder.mkdir()
-    grid = preprocessing["matrix"][::-1]
+    grid = preparation["resample"]["matrix"][::-1]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for name in ("model", "fold0", "fold1", "fold2"):
@@ -37,7 +42,7 @@ def make_bundle(tmp_path, network=NETWORK, preprocessing=PREPROCESSING):
         folder,
         fold_weights=[tmp_path / "train" / f"fold{fold}" / "model.safetensors" for fold in range(3)],
         network=network,
-        preprocessing=preprocessing,
+        preparation=preparation,
         threshold=0.4,
         rule="youden",
         calibration=CALIBRATION,

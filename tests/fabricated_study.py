@@ -4,15 +4,18 @@ Twelve training and eight test patients, ellipsoids for haematomas, a network th
 here is computed by the stages under test, so their tests do not lean on each other.
 """
 
+import copy
 import csv
 import hashlib
 import json
+import shutil
 from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
+from haemex.comparators import write_comparators
 from haemex.nifti import read_volume, write_volume
 
 # A measure and the sentence of each marker, as `haemex.markers` words them.
@@ -26,6 +29,17 @@ EVIDENCE = {
     "heterogeneous_density": ({"foci": 4}, "foci: 4 (3 asked), standard deviation 9 HU; slice {}"),
 }
 
+PREPARATION = {
+    "convert": {"slice_thickness_mm": 5.0},
+    "skullstrip": {"seal_gap_mm": 4.0, "min_brain_ml": 500.0, "plausible_brain_ml": [900.0, 1900.0]},
+    "resample": {
+        "field_of_view_mm": [160.0, 160.0, 160.0],
+        "matrix": [32, 32, 16],
+        "spline_order": 3,
+        "window_hu": [0.0, 100.0],
+    },
+}
+EXPANSION = {"absolute_ml": 6.0, "relative_percent": 33.0, "operator": ">"}
 FOLDS = 3
 TRAIN, TEST = 12, 8
 FLAT = 16  # a test patient (counted from 0) so flat that only the shape is decided from the CT
@@ -256,6 +270,9 @@ def fabricate(folder, matrix=48, slices=12, signal=1.5, seed=10):
                 "sex": "mf"[i % 2],
                 "onset_to_ct_h": 1.0 + 0.3 * i,
                 "nihss": 5 + i,
+                "hypertension": int(i % 4 > 0),
+                **{name: int(i % 7 == 1) for name in ("diabetes", "prestroke", "antiplatelet", "anticoagulation")},
+                "intraventricular_haemorrhage": int(i % 3 == 1),
                 **markers,
                 **{f"{m}_rater2": (v if rng.random() < 0.85 else 1 - v) for m, v in markers.items()},
             }
@@ -415,7 +432,7 @@ def fabricate(folder, matrix=48, slices=12, signal=1.5, seed=10):
     write_json(
         R / "final/model/model.json",
         {
-            "format": 2,
+            "format": 3,
             "ensemble": [{"file": f"fold{fold}.safetensors", "sha256": "0" * 64} for fold in range(FOLDS)],
             "network": {
                 "widths": [8, 16, 32, 64],
@@ -423,12 +440,9 @@ def fabricate(folder, matrix=48, slices=12, signal=1.5, seed=10):
                 "normalisation": "batch",
                 "parameters": 601234,
             },
-            "preprocessing": {
-                "field_of_view_mm": [160.0, 160.0, 160.0],
-                "matrix": [32, 32, 16],
-                "spline_order": 3,
-                "window_hu": [0.0, 100.0],
-            },
+            "weights_sha256": "0" * 64,
+            "preparation": PREPARATION,
+            "preprocessing": PREPARATION["resample"],
             "operating_point": {"threshold": threshold, "rule": "youden"},
             "calibration": calibration,
             "training": {"epochs": 8, "batch_size": 4, "learning_rate": 3e-3, "device": "cpu"},
@@ -442,6 +456,15 @@ def fabricate(folder, matrix=48, slices=12, signal=1.5, seed=10):
         {**one, **member, "bat_score": one["blend"] + 2 * one["hypodensity"] + 2 * (one["onset_to_ct_h"] < 2.5)}
         for one, member in zip(clinical, cohort, strict=True)
     ]
+    write_comparators(
+        [row for row in rows if row["cohort"] == "train"],
+        measure_folder=R / "measure",
+        convert_folder=R / "convert",
+        path=R / "final/model/comparators.json",
+        expansion=EXPANSION,
+        operating_point="youden",
+        min_sensitivity=0.9,
+    )
     return SimpleNamespace(
         R=R,
         rows=rows,
@@ -452,7 +475,7 @@ def fabricate(folder, matrix=48, slices=12, signal=1.5, seed=10):
             "rows": rows,
             "out_of_fold_path": R / "select/predictions.tsv",
             "selected_path": R / "select/selected.json",
-            "model_path": R / "final/model/model.json",
+            "model_folder": R / "final/model",
             "roles_paths": roles_paths,
             "final_roles_path": R / "final/roles.tsv",
             "predict_folder": R / "predict",
@@ -465,7 +488,7 @@ def fabricate(folder, matrix=48, slices=12, signal=1.5, seed=10):
             "bat_cut": 3,
             "operating_point": "youden",
             "min_sensitivity": 0.9,
-            "expansion": {"absolute_ml": 6.0, "relative_percent": 33.0, "operator": ">"},
+            "expansion": EXPANSION,
             "seed": 7,
         },
         figures={
@@ -565,3 +588,37 @@ def newton_logistic(x, labels):
         p = 1 / (1 + np.exp(-design @ beta))
         beta += np.linalg.solve(design.T @ (design * (p * (1 - p))[:, None]), design.T @ (labels - p))
     return {"method": "platt", "intercept": float(beta[0]), "slope": float(beta[1])}
+
+
+# What an external evaluation does not have.
+HOME_ONLY = ("out_of_fold_path", "selected_path", "roles_paths", "final_roles_path", "operating_point")
+
+
+def give_weights(folder):
+    """Write weights into a fabricated bundle, and describe them."""
+    names = ["model.safetensors", *(f"fold{fold}.safetensors" for fold in range(3))]
+    for name in names:
+        (folder / name).write_bytes(f"weights of {name}".encode())
+    digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names]
+    change_json(
+        folder / "model.json",
+        lambda content: content.update(
+            weights_sha256=digests[0],
+            ensemble=[{"file": name, "sha256": digest} for name, digest in zip(names[1:], digests[1:], strict=True)],
+        ),
+    )
+
+
+def as_external(study):
+    """The test cohort of a fabricated study as a centre of its own, which has the bundle and nothing else of it."""
+    give_weights(study.R / "final/model")
+    shutil.rmtree(study.R / "select")
+    shutil.rmtree(study.R / "train")
+    rows = [copy.deepcopy(row) for row in study.rows if row["cohort"] == "test"]
+    for row in rows:
+        row["fold"] = None
+    theirs = {row["patient"] for row in rows}
+    change_table(study.R / "predict/predictions.tsv", lambda r: [row for row in r if row["patient"] in theirs])
+    keep = {name: value for name, value in study.evaluate.items() if name not in (*HOME_ONLY, "min_sensitivity")}
+    study.external = keep | {"rows": rows, "out_folder": study.R / "external"}
+    return study

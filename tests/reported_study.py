@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from fabricated_study import fabricate
+from fabricated_study import as_external, change_json, change_table, fabricate
 
 from haemex.cards import write_cards
 from haemex.evaluation import evaluate_study
+from haemex.external_evaluation import evaluate_external
 from haemex.figures import draw_figures
 from haemex.nifti import read_volume, write_volume
 from haemex.report import write_report
@@ -46,20 +47,35 @@ def _make(folder):
     study = fabricate(folder, matrix=24, slices=6)
     evaluate_study(**study.evaluate)
     draw_figures(**study.figures)
+    _make_cards(study.R, study.R / "select/predictions.tsv")
+    return study
+
+
+def finish_external(folder):
+    """The test cohort of such a study as a centre of its own, which evaluates the model."""
+    study = as_external(fabricate(folder, matrix=24, slices=6))
     R = study.R
+    evaluate_external(**study.external | {"out_folder": R / "evaluate"})
+    change_table(R / "cohort/cohort.tsv", lambda rows: [row for row in rows if row["cohort"] == "test"])
+    change_json(R / "cohort/flow.json", lambda flow: flow.update(train=0, expansion=flow["expansion"] | {"train": 0}))
+    draw_figures(**study.figures | {"histories": [], "out_of_fold_path": None})
+    _make_cards(R, None)
+    return study
+
+
+def _make_cards(R, out_of_fold_path):
     for path in sorted((R / "predict").glob("*_grid.nii.gz")):
         mask, affine = read_volume(path)  # what speaks for expansion, by this network: the outline
         write_volume(R / "predict" / path.name.replace("_grid", "_relevance"), mask.astype(np.float32), affine)
     write_cards(
         cohort_path=R / "cohort/cohort.tsv",
         predictions_path=R / "predict/predictions.tsv",
-        out_of_fold_path=R / "select/predictions.tsv",
+        out_of_fold_path=out_of_fold_path,
         model_path=R / "final/model/model.json",
         dice_path=R / "evaluate/dice.tsv",
         **{f"{stage}_folder": R / stage for stage in ("convert", "measure", "predict", "markers")},
         out_folder=R / "cards",
     )
-    return study
 
 
 def report(study, out_folder, config, **changed):

@@ -46,6 +46,7 @@ def test_a_plain_scan_is_answered(plain):
         ({"centre": BELOW["cerebellum"], "radius": 12.0}, "below the tentorium"),
         ({"centre": BELOW["pons"], "radius": 9.0}, "below the tentorium"),
         ({"radius": 0.0}, "found no haematoma"),
+        ({"radius": 60.0}, "mL, more than any does"),
         ({"hu": 35.0}, "mean of 35 HU"),
         ({"hu": 130.0}, "mean of 130 HU"),
         ({"tissue": {"white_matter_hu": 55.0}}, "white matter measures 55 HU"),
@@ -60,6 +61,23 @@ def test_a_plain_scan_is_answered(plain):
 def test_each_reason_is_said_alone(plain, how, words):
     reasons = asked(plain, **how)
     assert len(reasons) == 1 and words in reasons[0], reasons
+
+
+def test_crumbs_all_over_the_brain_are_no_haematoma(plain):
+    brain, affine, _, atlas_of = plain
+    grid = network_affine(centre_of_mass_mm(brain, affine), (190, 190, 160), MATRIX)
+    crumbs = [ball(atlas_of, centre, 8.0) & brain for centre in ((30, 0, 20), (-30, 10, 20), (20, -40, 20))]
+    speck = np.zeros_like(brain)
+    speck[17, 60:63, 60:63] = True  # 9 voxels of 20 mm3
+
+    def reasons(haematoma):
+        ct = np.where(haematoma, 62.0, 30.0)
+        return reasons_to_abstain(ct, affine, brain, haematoma, grid, MATRIX[::-1], described(), TISSUE)
+
+    (said,) = reasons(crumbs[0] | crumbs[1] | crumbs[2])
+    assert "scattered: 3 pieces" in said
+    assert reasons(speck) == ["the network found no haematoma"]
+    assert reasons(crumbs[0] | speck) == [], "a satellite is nothing unusual"
 
 
 def test_a_haematoma_on_the_last_slice_goes_on_beyond_the_scan(plain):

@@ -108,6 +108,43 @@ def test_another_model_has_another_digest(made, bundle):
     assert check_bundle(bundle)["digest"] != made[1]
 
 
+def test_comparators_travel_along_and_have_to_be_the_models_own(bundle, tmp_path):
+    model = {"intercept": -1.0, "coefficient": 0.1, "threshold": 0.3, "rule": "youden", "patients": 3}
+    content = {
+        "format": 1,
+        "baselines": {"volume": {**model, "separated": False, "missing": 0}},
+        "reference": {
+            "patients": 3,
+            "expansions": 1,
+            "definition": {"absolute_ml": 6.0, "relative_percent": 33.0, "operator": ">"},
+            "cuts": {"baseline_ml": [8.0, 20.0], "age_years": 61.0},
+            "scanners": {"A": 3},
+            "characteristics": [],
+            "pixel_digests": ["0" * 64],
+        },
+    }
+    path = bundle / "comparators.json"
+    path.write_text(json.dumps(content))
+    export_bundle(bundle, tmp_path / "model.zip")
+    checked = import_bundle(tmp_path / "model.zip", tmp_path / "new")
+    assert sorted(checked["files"]) == ["comparators.json", *FILES]
+    assert (tmp_path / "new" / "comparators.json").read_bytes() == path.read_bytes()
+    content["reference"]["patients"] = 4
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"comparators\.json: it belongs to another model"):
+        export_bundle(bundle, tmp_path / "other.zip")
+    members = {**dict(contents(tmp_path / "model.zip")), "comparators.json": path.read_bytes()}
+    listed = json.loads(members["digests.json"])
+    listed["files"]["comparators.json"] = {
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    members["digests.json"] = json.dumps(listed).encode()
+    pack(tmp_path / "model.zip", members.items())
+    with pytest.raises(InputError, match=r"comparators\.json: it belongs to another model"):
+        check_bundle(tmp_path / "model.zip")
+
+
 def test_an_empty_folder_is_filled_and_a_full_one_is_not(archive, tmp_path):
     (tmp_path / "empty").mkdir()
     import_bundle(archive, tmp_path / "empty")

@@ -13,6 +13,7 @@ from haemex.characteristics import (
     VARIABLES,
     characteristics,
     columns_of,
+    describe,
     write_characteristics,
 )
 from haemex.statistics import mann_whitney, student_t
@@ -223,3 +224,15 @@ def test_table_is_written_in_full_precision(tmp_path):
     first = path.read_bytes()
     write_characteristics(paper_rows(), path)
     assert path.read_bytes() == first
+
+
+def test_one_group_is_described_as_in_the_table():
+    """The training column of Table 1, variable by variable, without the patients it is compared with."""
+    rows = paper_rows()
+    table = {row["variable"]: row for row in characteristics(rows)}
+    described = describe([row for row in rows if row["cohort"] == "train"])
+    assert [row["variable"] for row in described] == [variable for variable, _, _ in VARIABLES]
+    for row in described:
+        whole = table[row["variable"]]
+        assert (row["value"], row["n"], row["missing"]) == (whole["train"], whole["train_n"], whole["train_missing"])
+        assert (row["label"], row["group"], row["type"]) == (whole["label"], whole["group"], whole["type"])

@@ -653,6 +653,14 @@ def test_folds_and_classes(cohort):
     assert cohort.found()[0][2] == "the test cohort has 2 patients, 0 of them with expansion"
 
 
+def test_without_a_training_period_no_training_cohort_is_missed(cohort):
+    """All four patients are those of an external evaluation; it wants both outcomes among them, and nothing else."""
+    external = {"train": None, "test": ["2012-02-01", "2019-10-31"]}
+    assert cohort.found(cohorts=external, folds=5, candidates=0) == []
+    late = cohort.found(cohorts={"train": None, "test": ["2030-01-01", "2030-12-31"]}, folds=5)
+    assert len(late) == 1 and "the test cohort is empty" in late[0][2]
+
+
 def test_a_disk_too_small(cohort, monkeypatch):
     monkeypatch.setattr(disk_space, "free_bytes", lambda folder: 1e6)
     (one,) = cohort.problems()

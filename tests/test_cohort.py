@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from haemex.cohort import (
     COHORT_COLUMNS,
+    assume_well,
     build_cohort,
     flow,
     ineligibility,
@@ -283,3 +284,38 @@ def test_a_baseline_given_as_its_own_followup_is_refused():
 def test_a_cohort_of_one_class_is_refused(tmp_path):
     with pytest.raises(InputError, match="the test cohort has 2 patients, 0 of them with expansion"):
         build(tmp_path, CHANGES, {**VOLUMES, "B1": (8, 8)})
+
+
+# --- without a training cohort -----------------------------------------------------------------------------------
+
+EXTERNAL = {"train": None, "test": ["2018-09-01", "2019-10-31"]}
+
+
+def test_without_a_training_period_all_are_test_patients_and_there_are_no_folds(tmp_path):
+    assert split(datetime.date(2019, 1, 1), EXTERNAL) == "test" and split(datetime.date(2015, 1, 1), EXTERNAL) == ""
+    changes = [{"patient": f"B{i}", "admission_date": "2019-01-01"} for i in range(3)] + [{"patient": "A0"}]
+    table = write_table(tmp_path / "table.tsv", *changes)
+    paths = []
+    for patient, followup in (("B0", 10), ("B1", 30), ("B2", 11)):
+        paths.append(tmp_path / f"{patient}.json")
+        paths[-1].write_text(json.dumps(measured(patient, 10, followup)))
+    outputs = [tmp_path / name for name in ("c.tsv", "f.json", "l.tsv")]
+    build_cohort(table, paths, *outputs, ELIGIBILITY, EXTERNAL, EXPANSION, 5, 7)
+    members = [(row["patient"], row["cohort"], row["fold"], row["expansion"]) for row in read_cohort(outputs[0])]
+    assert members == [("B0", "test", None, 0), ("B1", "test", None, 1), ("B2", "test", None, 0)]
+    counts = json.loads(outputs[1].read_text())
+    assert (counts["train"], counts["test"], counts["outside_dates"]) == (0, 3, 1)
+    assert counts["expansion"] == {"train": 0, "test": 1}
+
+
+def test_without_a_training_period_one_outcome_alone_is_refused(tmp_path):
+    table = write_table(tmp_path / "table.tsv", {"patient": "B0", "admission_date": "2019-01-01"})
+    (tmp_path / "B0.json").write_text(json.dumps(measured("B0", 10, 30)))
+    outputs = [tmp_path / name for name in ("c.tsv", "f.json", "l.tsv")]
+    with pytest.raises(InputError, match="the test cohort has 1 patients, 1 of them with expansion"):
+        build_cohort(table, [tmp_path / "B0.json"], *outputs, ELIGIBILITY, EXTERNAL, EXPANSION, 5, 7)
+
+
+def test_a_faulty_row_is_let_in_by_the_only_period_there_is():
+    well = assume_well(row(admission_date=None), {"admission_date"}, ELIGIBILITY, EXTERNAL)
+    assert split(well["admission_date"], EXTERNAL) == "test"

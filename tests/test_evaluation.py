@@ -181,6 +181,7 @@ def test_acquisition_ranges_and_gaps():
             "P2": scan("A", 5.0, 30, 0.45, None),
             "P3": scan("B", None, 27, None, None),
         },
+        {"GE A": 2, "not among these": 7},  # of the model's training cohort, wherever it was
     )
     a, b = table
     assert (a["scanner"], a["train"], a["test"]) == ("GE A", 2, 1)

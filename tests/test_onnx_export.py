@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from fabricated_bundle import CALIBRATION, NETWORK, PREPROCESSING, change_json, make_bundle
+from fabricated_bundle import CALIBRATION, NETWORK, PREPARATION, change_json, make_bundle
 
 from haemex.bundle import load_bundle
 from haemex.errors import InputError
@@ -80,7 +80,7 @@ def test_the_file_is_a_valid_model_and_says_how_to_use_it(exported):
     assert [one.dim_value for one in model.graph.input[0].type.tensor_type.shape.dim] == [1, 1, 8, 12, 12]
     said = {one.key: json.loads(one.value) for one in model.metadata_props}
     description = json.loads((folder / "model.json").read_text())
-    assert said["preprocessing"] == PREPROCESSING
+    assert said["preparation"] == PREPARATION
     assert said["operating_point"] == {"threshold": 0.4, "rule": "youden"}
     assert said["calibration"] == CALIBRATION
     assert said["weights_sha256"] == description["weights_sha256"]

@@ -130,6 +130,7 @@ def test_the_selection_does_not_feel_the_test_labels(study, tmp_path):
 # Who learns from patients, who chooses among what was learnt, and who reads labels when all is settled.
 LEARNING = {"train", "final", "seed_study_train", "scanner_study_train"}
 CHOOSING = {"select"}
+COMPARING = {"comparators"}  # fits the models that the network is compared with
 AFTERWARDS = {"table1", "evaluate", "cards", "report", "seed_study", "scanner_study"}
 
 
@@ -155,7 +156,7 @@ def behind(rule, inputs):
 
 def test_every_rule_that_reads_labels_is_known():
     readers = {rule for rule, text in inputs_of_rules().items() if "cohort/cohort.tsv" in text}
-    assert readers == LEARNING | CHOOSING | AFTERWARDS
+    assert readers == LEARNING | CHOOSING | COMPARING | AFTERWARDS
 
 
 @pytest.mark.parametrize("rule", sorted(LEARNING))
@@ -169,11 +170,20 @@ def test_who_learns_reads_labels_of_the_training_cohort_only(rule):
 def test_nothing_fitted_rests_on_a_result_or_on_a_computed_marker(rule):
     inputs = inputs_of_rules()
     before = behind(rule, inputs) | {rule}
-    assert not before & (AFTERWARDS | {"markers"})
+    assert not before & (AFTERWARDS | COMPARING | {"markers"})
     # Follow-up volumes, of which labels are made, and the clinical table go through the cohort alone.
     for other in before - {"cohort"}:
         assert "measure/{patient}.json" not in inputs[other] and "study.table" not in inputs[other], other
     assert "study.table" in inputs["cohort"] and "measure/{patient}.json" in inputs["cohort"]
+
+
+def test_what_the_network_is_compared_with_is_fitted_on_the_training_cohort_alone():
+    text = (ROOT / "workflow/scripts/comparators.py").read_text()
+    assert text.count("clinical_rows(snakemake.input.table, snakemake.input.cohort)") == 1
+    assert '[row for row in rows if row["cohort"] == "train"],' in text and text.count("rows") == 4
+    inputs = inputs_of_rules()["comparators"]
+    assert inputs.count("patient=study.training") == 2 and "study.testing" not in inputs
+    assert not behind("comparators", inputs_of_rules()) & (AFTERWARDS | LEARNING | CHOOSING | {"predict", "markers"})
 
 
 def test_computed_markers_are_read_by_those_who_show_them_only():

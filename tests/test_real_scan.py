@@ -29,6 +29,11 @@ RESAMPLE = {
     "spline_order": 3,
     "window_hu": [0.0, 100.0],
 }
+PREPARATION = {
+    "convert": {"slice_thickness_mm": 5.0},
+    "skullstrip": {"seal_gap_mm": 4.0, "min_brain_ml": 500.0, "plausible_brain_ml": [900.0, 1900.0]},
+    "resample": RESAMPLE,
+}
 NETWORK = {"widths": [4, 6, 8, 10], "convs_per_level": 1, "normalisation": "batch"}
 TRAINING = {
     "epochs": 12,
@@ -173,7 +178,7 @@ def test_a_model_that_knows_this_head_finds_the_haematoma_on_the_tilted_slices(p
         bundle,
         fold_weights=[],
         network=NETWORK,
-        preprocessing=RESAMPLE,
+        preparation=PREPARATION,
         threshold=0.5,
         rule="youden",
         calibration={"method": "platt", "intercept": 0.0, "slope": 1.0},

@@ -9,9 +9,10 @@ import subprocess
 
 import pytest
 from fabricated_study import change_json
-from reported_study import ROOT, demo_config, finish, merged, paper_config, report, scanner_study
+from reported_study import ROOT, demo_config, finish, finish_external, merged, paper_config, report, scanner_study
 
 from haemex.figures import FIGURES
+from haemex.files import read_json
 from haemex.tables import read_table
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -305,7 +306,7 @@ def test_selection_is_told_with_rule_spread_and_ensemble(write, text, demo, fini
     assert "base all 12 4 0.71 (0.51 to 0.91) 0.12 0.85 0.05 0.84" in words
     assert "base 0 4 4 0.71 0.85 0.84" in words
     assert "No training raised an alarm" in words and "Out of the running" not in words
-    assert "recalibrated on the out-of-fold predictions (Platt's method, intercept" in words
+    assert "recalibrated on the out-of-fold predictions of its training cohort (Platt's method, intercept" in words
     assert "The 3 fold models" in words and "SD of 0.17 (median; largest 0.20)" in words
     changed = tmp_path / "selected.json"
     changed.write_text(json.dumps(selected | {"dropped": ["rate_1e-3"], "alarms": ["candidate rate_1e-3, fold 1: x"]}))
@@ -370,6 +371,77 @@ def test_the_spread_over_seeds_stands_beside_that_of_patients(write, text, demo,
     text = " ".join(text.split())
     assert "SD of 0.02 (3 seeds, 0.60 to 0.64)" in text and "by 0.004 (0.880 to 0.888)" in text
     assert "only 54 patients is 0.08" in text
+
+
+@pytest.fixture(scope="module")
+def external(demo, tmp_path_factory):
+    """The report of an external evaluation, its folder and the study."""
+    study, out = finish_external(tmp_path_factory.mktemp("external")), tmp_path_factory.mktemp("report")
+    config = merged(demo, {"cohorts": {"train": None}}) | {"model": "somebody/final/model"}
+    config["cohorts"]["train"] = None
+    report(study, out, config, selected_path=None, candidates_path=None, table1_path=None)
+    return study, out, (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_external_evaluation_is_reported_without_a_training(external):
+    study, out, text = external
+    page = Page(text)
+    words = " ".join(" ".join(page.words).split())
+    assert "somebody" not in text + (out / "model_card.html").read_text(encoding="utf-8")
+    assert {one[1:] for one in page.anchors} <= set(page.ids) and "selection" not in page.ids
+    assert "External evaluation of a locked model: study demo" in words
+    assert "12 patients (4 with expansion) of another study" in words
+    assert "nothing was fitted here" in words and "nothing was fitted to the patients here" in words
+    absent = ("Cross-validation", "out-of-fold 0", "temporal", "refitted", "training.epochs", "Augmentation", "9 : 1")
+    for one in (*absent, "left panel", "two cohorts", "both cohorts", "Training cohort"):
+        assert one not in words, one
+    assert "external validation" in words
+    for kind, tag in (("Table", "caption"), ("Figure", "figcaption")):
+        for prefix in ("", "S"):
+            numbers = [int(n) for n in re.findall(rf"<{tag}><b>{kind} {prefix}(\d+)\.", text)]
+            assert numbers == list(range(1, len(numbers) + 1)) and numbers
+    drawn = {path.stem for path in (study.R / "evaluate").glob("*.png")}
+    assert drawn == set(FIGURES) - {"training"}
+    assert len(read_json(study.R / "cards/cards.json")) == 8
+    for name in ("report.html", "tables.docx", "model_card.html", "inputs.tsv"):
+        assert (out / name).stat().st_size
+
+
+def test_the_model_under_test_is_described_from_its_bundle(external):
+    study, out, text = external
+    section = text[text.index('id="model-under-test"') : text.index('id="patients"')]
+    words = " ".join(Page(section[section.index("<h2>") : section.rindex("</section>")]).text.split())
+    bundle = read_json(study.R / "final/model/model.json")
+    assert "12 patients; with expansion 4 of 12 (33.3 %), here 3 of 8 (37.5 %)" in words
+    assert "GE MEDICAL SYSTEMS Optima CT540 (6); SIEMENS SOMATOM Force (6)." in words
+    assert f"A probability of {bundle['operating_point']['threshold']:.3f} before calibration" in words
+    assert bundle["weights_sha256"] in words and "positive from a probability of" in words
+    ages = [[row["age_years"] for row in study.rows if row["cohort"] == cohort] for cohort in ("train", "test")]
+    there, here = (f"{sum(group) / len(group):.1f}±" for group in ages)
+    assert re.search(rf"Age, years, mean±SD {re.escape(there)}\S+ {re.escape(here)}\S+ 0 / 0", words), words
+    card = " ".join(Page((out / "model_card.html").read_text(encoding="utf-8")).text.split())
+    assert re.search(rf"Age, years, mean±SD {re.escape(there)}\S+ {re.escape(here)}\S+", card), card
+
+
+def test_recalibration_stands_beside_the_locked_calibration(external):
+    study, _, text = external
+    words = " ".join(Page(text).text.split())
+    found = read_json(study.R / "evaluate/summary.json")["calibration"]
+    said = words[words.index("What a recalibration to these very patients would be, and used nowhere") :]
+    for name, cells in (("intercept_only", ("intercept",)), ("intercept_and_slope", ("intercept", "slope"))):
+        for cell in cells:
+            values = [found["recalibrated"][name][f"{cell}{end}"] for end in ("", "_lower", "_upper")]
+            assert "{:.2f} ({:.2f} to {:.2f})".format(*values).replace("-", "−") in said
+    assert "1, held" in said and "Its Brier scores are too good" in words
+    locked = found["calibrated"]
+    assert f"{locked['slope']:.2f} ({locked['slope_lower']:.2f}".replace("-", "−") in words
+
+
+def test_a_missing_figure_of_an_ordinary_study_is_an_error(write, demo, finished, tmp_path):
+    shutil.copytree(finished.R / "evaluate", tmp_path / "evaluate")
+    (tmp_path / "evaluate/training.svg").unlink()
+    with pytest.raises(FileNotFoundError):
+        write(demo, evaluate_folder=tmp_path / "evaluate")
 
 
 # --- around it ---------------------------------------------------------------------------------------------------

@@ -306,7 +306,7 @@ def expected_tables(R):
             if round(100 * row["threshold"]) % 10 == 0
         ],
         "Checks made by this run": [
-            [row["check"], row["compared"], row["verdict"]] for row in table("evaluate/leaks.tsv")
+            [row["check"], said(row["compared"]), row["verdict"]] for row in table("evaluate/leaks.tsv")
         ],
         "What went in, as digests": [
             [row["what"], str(row["number"]), row["digest"]]

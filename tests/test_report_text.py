@@ -186,3 +186,38 @@ def test_failures_are_those_of_the_test_cohort_worst_first():
         )
     ]
     assert [row["patient"] for row in failed_outlines(rows)] == ["E", "D", "A"]
+
+
+# --- an external evaluation ----------------------------------------------------------------------------------------
+
+DEFINITION = {"absolute_ml": 6.0, "relative_percent": 33.0, "operator": ">"}
+
+
+def external(**here):
+    """Caveats where another study's model is evaluated, by another definition of expansion if one is given."""
+    summary = copy.deepcopy(SUMMARY)
+    del summary["selection"], summary["segmentation"]["train"]
+    summary |= {"external": True, "definition": DEFINITION | here, "reference": {"definition": dict(DEFINITION)}}
+    table1 = [{"label": "NIHSS", "expansion_missing": "1", "no_expansion_missing": "2"}]
+    acquisition = [{"scanner": "A", "train": "6", "test": "4"}, {"scanner": "C", "train": "0", "test": "4"}]
+    cohorts = {"train": None, "test": ["2018-09-01", "2019-10-31"]}
+    return said(summary=summary, selected=None, table1=table1, acquisition=acquisition, cohorts=cohorts)
+
+
+def test_an_external_evaluation_claims_no_training_of_its_own():
+    text = " ".join(external())
+    assert "The network learnt expansion from 4 patients who had it, where it was made; nothing was fitted" in text
+    assert "4 test patients came from a scanner that no training patient was scanned on: C (4)." in text
+    assert "Of 8 patients, values of Table 1 are missing, and were not imputed: NIHSS in 3." in text
+    assert "Admissions span 1.2 years" in text
+    for absent in ("temporal", "refitted", "the lead is within", "was taught"):
+        assert absent not in text
+
+
+def test_another_definition_of_expansion_than_the_model_was_taught_is_told():
+    text = " ".join(external(absolute_ml=12.5, operator=">="))
+    assert (
+        "was taught that expansion is growth > 6 mL or > 33 %; here it is judged by growth >= 12.5 mL or >= 33 %."
+        in text
+    )
+    assert "was taught" not in " ".join(external(absolute_ml=6))

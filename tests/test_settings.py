@@ -72,6 +72,52 @@ def test_contradictions_are_refused(config, change, word):
         check_config(config)
 
 
+@pytest.fixture
+def external(config):
+    return config | {"model": "results/demo/final/model", "cohorts": {"train": None, "test": config["cohorts"]["test"]}}
+
+
+def test_an_external_evaluation_trains_nothing(external):
+    check_config(external)
+    external["phantom"] = {"train": 0, "test": 6, "excluded_each": 1, "matrix": 64}
+    check_config(external)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda c: c.update(seed_study={"candidate": "base", "seeds": [1, 2]}), "`seed_study` trains"),
+        (lambda c: c.update(scanner_study={"candidate": "base", "scanners": ["A"]}), "`scanner_study` trains"),
+        (lambda c: c["cohorts"].update(train=["2012-02-01", "2018-08-31"]), "`cohorts.train`.*set it to null"),
+        (lambda c: c["cohorts"].update(test=["2019-10-31", "2018-09-01"]), "`cohorts.test`.*before the first"),
+        (lambda c: c["cohorts"].update(test=None), "`cohorts.test`"),
+        (lambda c: c.update(phantom={"train": 8, "test": 6, "excluded_each": 1, "matrix": 64}), "`phantom.train`.*0"),
+        (lambda c: c.pop("model"), "`cohorts.train` is null: only an external evaluation"),
+        (lambda c: c.update(model=""), "`model`"),
+    ],
+)
+def test_what_an_external_evaluation_cannot_have_is_refused(external, change, word):
+    change(external)
+    with pytest.raises(InputError, match=word):
+        check_config(external)
+
+
+def test_who_trains_needs_patients(config):
+    for train in (0, 7):
+        config["phantom"] = {"train": train, "test": 6, "excluded_each": 1, "matrix": 64}
+        with pytest.raises(InputError, match=r"phantom\.train.*8 patients"):
+            check_config(config)
+
+
+def test_the_shipped_external_evaluation_fits_the_demo(config):
+    """Its scans are prepared as the demo's, or the demo's model would refuse them."""
+    demo, external = (yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()) for name in ("demo", "external"))
+    assert external["resample"] == demo["resample"] and not {"convert", "skullstrip"} & {*demo, *external}
+    assert external["model"] == f"results/{demo['study']}/final/model"
+    assert external["cohort_table"] == f"results/{external['study']}/phantom/cohort.tsv"
+    check_config({**config, **external, "resample": {**config["resample"], **external["resample"]}})
+
+
 def test_a_scanner_study_names_its_scanners_once(config):
     config["scanner_study"] = {"candidate": "base", "scanners": ["GE MEDICAL SYSTEMS Optima CT540", "not recorded"]}
     check_config(config)

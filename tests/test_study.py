@@ -1,12 +1,14 @@
 import copy
 import os
+import shutil
 
 import pytest
 import yaml
+from fabricated_study import change_json, fabricate
 
 from haemex.errors import InputError
 from haemex.provenance import ROOT
-from haemex.study import READINGS, Study, one_sentence
+from haemex.study import READINGS, STAGES, Study, one_sentence
 from tests.test_cohort import write_table
 
 
@@ -159,3 +161,61 @@ def test_the_readings_are_those_of_the_markers():
     from haemex.markers import MARKERS
 
     assert tuple(MARKERS) == READINGS
+
+
+# --- external evaluation -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def external(config, tmp_path):
+    """A config that evaluates the fabricated study's model, and a table of two patients."""
+    made = fabricate(tmp_path / "made", matrix=24, slices=6)
+    shutil.copytree(made.R / "final/model", tmp_path / "model")
+    write_table(
+        tmp_path / "table.tsv",
+        {"patient": "A", "admission_date": "2019-01-01"},
+        {"patient": "B", "admission_date": "2019-02-01"},
+        {"patient": "early"},
+    )
+    resample = {**config["resample"], "field_of_view_mm": [160.0, 160.0, 160.0], "matrix": [32, 32, 16]}
+    cohorts = {"train": None, "test": ["2018-09-01", "2019-10-31"]}
+    return config | {"model": "model/", "cohorts": cohorts, "resample": resample}
+
+
+def test_an_external_study_has_test_patients_and_trains_nothing(external):
+    study = Study(external)
+    assert (study.training, study.testing, study.patients) == ([], ["A", "B"], ["A", "B"])
+    assert study.external and study.model == "model" and study.folds == [0, 1, 2] and study.candidates == []
+    assert study.stages == (
+        "check", "convert", "measure", "markers", "skullstrip", "resample", "inspect", "qc", "cohort",
+        "predict", "evaluate", "cards", "report",
+    )  # fmt: skip
+    assert study.of_training(["<results>/select/selected.json"]) == []
+    own = ["<results>/final/model/model.json", "<results>/final/model/fold0.safetensors"]
+    assert study.of_model(own) == ["model/model.json", "model/fold0.safetensors"]
+
+
+def test_a_study_of_its_own_trains_and_keeps_its_model(config, tmp_path):
+    write_table(tmp_path / "table.tsv", {})
+    study = Study(config)
+    assert not study.external and study.stages == STAGES and list(study.folds) == [0, 1, 2, 3, 4]
+    own = ["<results>/final/model/model.json"]
+    assert study.of_model(own) == study.of_training(own) == own
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda c, f: c.update(model="nowhere"), "nowhere/model.json: there is no model bundle here"),
+        (lambda c, f: (f / "comparators.json").unlink(), "has no comparators.json"),
+        (lambda c, f: change_json(f / "model.json", lambda m: m.update(format=2)), "format is 2, this haemex reads 3"),
+        (lambda c, f: c["resample"].update(window_hu=[0, 80]), r"resample.window_hu is \[0, 80\], .* \[0.0, 100.0\]"),
+        (lambda c, f: c.update(skullstrip=c["skullstrip"] | {"seal_gap_mm": 9}), "skullstrip.seal_gap_mm is 9, .* 4.0"),
+        (lambda c, f: c.update(convert={"slice_thickness_mm": 2.5}), "convert.slice_thickness_mm is 2.5, .* 5.0"),
+        (lambda c, f: c.update(seed_study={"candidate": "base", "seeds": [1, 2]}), "`seed_study` trains"),
+    ],
+)
+def test_what_an_external_study_cannot_use_is_refused_before_any_computing(external, tmp_path, change, match):
+    change(external, tmp_path / "model")
+    with pytest.raises(InputError, match=match):
+        Study(external)

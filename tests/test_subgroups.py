@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from haemex.subgroups import COLUMNS, UNKNOWN, WITHOUT_SCANNER, divide, subgroup_table
+from haemex.subgroups import COLUMNS, UNKNOWN, WITHOUT_SCANNER, divide, subgroup_table, training_cuts
 
 
 def patient(name, ml=10.0, onset=2.0, sex="m", age=60.0):
@@ -13,6 +13,7 @@ def patient(name, ml=10.0, onset=2.0, sex="m", age=60.0):
 
 
 TRAINING = [patient(f"R{i}", ml=float(ml), age=age) for i, (ml, age) in enumerate([(0, 50), (15, 60), (30, 90)])]
+CUTS = training_cuts(TRAINING)
 TEST = [
     patient("A", 9.9, 2.4, "m", 59),
     patient("B", 10.0, 2.5, "f", 60),
@@ -23,8 +24,16 @@ SCANNERS = {"A": "GE x", "B": "Siemens y", "C": "GE x", "D": "GE x"}
 SPREAD = {"A": 0.1, "B": 0.2, "C": 0.3, "D": 0.1}
 
 
+def test_the_training_cohort_cuts_by_hand():
+    assert {"baseline_ml": [pytest.approx(10), pytest.approx(20)], "age_years": 60.0} == CUTS
+    ageless = [row | {"age_years": None} for row in TRAINING]
+    assert training_cuts(ageless)["age_years"] is None
+    found = divide(TEST, training_cuts(ageless), SCANNERS, {name: {"ensemble_sd": 0.1} for name in SCANNERS})
+    assert "Age, training median" not in dict(found)
+
+
 def divisions(spread=SPREAD, test=TEST):
-    return dict(divide(test, TRAINING, SCANNERS, {name: {"ensemble_sd": value} for name, value in spread.items()}))
+    return dict(divide(test, CUTS, SCANNERS, {name: {"ensemble_sd": value} for name, value in spread.items()}))
 
 
 def test_every_cut_by_hand():
@@ -99,9 +108,9 @@ def test_what_is_not_known_of_anybody_is_left_out():
 
 def test_outcomes_move_no_group():
     assert divide(
-        [row | {"expansion": 1} for row in TEST], TRAINING, SCANNERS, {n: {"ensemble_sd": v} for n, v in SPREAD.items()}
+        [row | {"expansion": 1} for row in TEST], CUTS, SCANNERS, {n: {"ensemble_sd": v} for n, v in SPREAD.items()}
     ) == divide(
-        [row | {"expansion": 0} for row in TEST], TRAINING, SCANNERS, {n: {"ensemble_sd": v} for n, v in SPREAD.items()}
+        [row | {"expansion": 0} for row in TEST], CUTS, SCANNERS, {n: {"ensemble_sd": v} for n, v in SPREAD.items()}
     )
 
 

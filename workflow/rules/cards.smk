@@ -13,8 +13,8 @@ rule cards:
             patient=study.patients,
             volume=["haematoma", "grid", "relevance"],
         ),
-        out_of_fold="<results>/select/predictions.tsv",
-        model="<results>/final/model/model.json",
+        out_of_fold=study.of_training(["<results>/select/predictions.tsv"]),
+        model=study.of_model(["<results>/final/model/model.json"]),
         dice="<results>/evaluate/dice.tsv",
         cts=expand("<results>/convert/{patient}_baseline.nii.gz", patient=study.patients),
         measured=expand(

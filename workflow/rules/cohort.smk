@@ -30,12 +30,12 @@ rule cohort:
 
 
 rule table1:
-    """Compare the training and the test cohort, and patients with and without expansion (Table 1)."""
+    """Compare the training and the test cohort, if there are both, and patients with and without expansion."""
     input:
         table=ancient(study.table),
         cohort="<results>/cohort/cohort.tsv",
     output:
-        table1="<results>/table1/table1.tsv",
+        table1=study.of_training(["<results>/table1/table1.tsv"]),
         expansion="<results>/table1/table1_expansion.tsv",
     log:
         "<results>/table1/table1.log",

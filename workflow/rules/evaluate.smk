@@ -1,5 +1,5 @@
 # The locked model against the NCCT markers and the volume and BAT models, on the test cohort; tables and figures.
-# In: predictions of both cohorts, labels, manual masks, computed markers, roles of every training.
+# In: predictions, labels, manual masks, computed markers, the model bundle; roles of every training, if there was one.
 # Out: Table 2, segmentation, precision, subgroups, other labels, decision curve, agreement of readers and of reader and
 # computer, acquisition, the proof that nothing leaked, all figures.
 
@@ -14,11 +14,18 @@ rule evaluate:
         predicted=expand(
             "<results>/predict/{patient}_{mask}.nii.gz", patient=study.patients, mask=["haematoma", "grid"]
         ),
-        selected="<results>/select/selected.json",
-        out_of_fold="<results>/select/predictions.tsv",
-        model="<results>/final/model/model.json",
-        final_roles="<results>/final/roles.tsv",
-        final_history="<results>/final/history.tsv",
+        model=study.of_model(
+            [
+                "<results>/final/model/model.json",
+                "<results>/final/model/comparators.json",
+                "<results>/final/model/model.safetensors",
+                *expand("<results>/final/model/fold{fold}.safetensors", fold=study.folds),
+            ]
+        ),
+        selected=study.of_training(["<results>/select/selected.json"]),
+        out_of_fold=study.of_training(["<results>/select/predictions.tsv"]),
+        final_roles=study.of_training(["<results>/final/roles.tsv"]),
+        final_history=study.of_training(["<results>/final/history.tsv"]),
         roles=expand("<results>/train/{candidate}/fold{fold}/roles.tsv", candidate=study.candidates, fold=study.folds),
         histories=expand(
             "<results>/train/{candidate}/fold{fold}/history.tsv", candidate=study.candidates, fold=study.folds
@@ -51,7 +58,7 @@ rule evaluate:
             "<results>/evaluate/{figure}.{kind}",
             figure=[
                 "flow",
-                "training",
+                *study.of_training(("training",)),
                 "dice",
                 "volumes",
                 "overlays",
@@ -71,6 +78,7 @@ rule evaluate:
         "../../envs/haemex.yaml"
     params:
         table=study.table_digest(),
+        external=study.external,
         confidence=config["evaluate"]["confidence"],
         bat_cut=config["evaluate"]["bat_cut"],
         overlays=config["evaluate"]["overlays"],

@@ -1,6 +1,7 @@
 # The final model, trained on the whole training cohort with the chosen hyperparameters.
 # In: the choice, labels, all augmented copies, weights of the cross-validation.
-# Out: the model bundle, all that another centre needs: the final model, and the chosen candidate's fold models.
+# Out: the model bundle, all that another centre needs: the final model, the chosen candidate's fold models, and the
+# logistic models that the network is compared with (a rule apart: a changed clinical value trains nothing).
 
 
 rule final:
@@ -39,9 +40,34 @@ rule final:
             name: {section: study.candidate(name, section) for section in ("network", "training")}
             for name in study.candidates
         },
-        resample=config["resample"],
+        preparation={section: config[section] for section in ("convert", "skullstrip", "resample")},
         operating_point=config["select"]["operating_point"],
         seed=config["seed"],
         code=code_version("final"),
     script:
         "../scripts/final.py"
+
+
+rule comparators:
+    """Fit the volume and the BAT model on the training cohort, sum that cohort up, and add both to the bundle."""
+    input:
+        table=ancient(study.table),
+        cohort="<results>/cohort/cohort.tsv",
+        measured=expand("<results>/measure/{patient}.json", patient=study.training),
+        converted=expand("<results>/convert/{patient}_baseline.json", patient=study.training),
+    output:
+        comparators="<results>/final/model/comparators.json",
+    log:
+        "<results>/final/comparators.log",
+    benchmark:
+        "<results>/final/comparators.benchmark.tsv"
+    conda:
+        "../../envs/haemex.yaml"
+    params:
+        table=study.table_digest(),
+        expansion=config["expansion"],
+        operating_point=config["select"]["operating_point"],
+        min_sensitivity=config["select"]["min_sensitivity"],
+        code=code_version("comparators"),
+    script:
+        "../scripts/comparators.py"

@@ -1,4 +1,4 @@
-# The locked model applied to every patient of both cohorts; no label and no reference mask is read here.
+# The locked model applied to every patient, of both cohorts or of another centre; no label and no reference mask is read here.
 # In: the model bundle, scans on the network's grid, CTs on the acquired grid.  Out: probabilities, haematoma masks,
 # maps of where the evidence for expansion lies.
 
@@ -6,9 +6,9 @@
 rule predict:
     """Predict expansion, segment the haematoma and map the evidence for expansion, for all patients in one job."""
     input:
-        weights="<results>/final/model/model.safetensors",
-        ensemble=expand("<results>/final/model/fold{fold}.safetensors", fold=study.folds),
-        card="<results>/final/model/model.json",
+        weights=study.of_model(["<results>/final/model/model.safetensors"]),
+        ensemble=study.of_model(expand("<results>/final/model/fold{fold}.safetensors", fold=study.folds)),
+        card=study.of_model(["<results>/final/model/model.json"]),
         scans=expand("<results>/resample/{patient}_ct.nii.gz", patient=study.patients),
         cts=expand("<results>/convert/{patient}_baseline.nii.gz", patient=study.patients),
     output:

@@ -9,11 +9,11 @@ rule report:
         flow="<results>/cohort/flow.json",
         flips="<results>/cohort/label_flips.tsv",
         cohort="<results>/cohort/cohort.tsv",
-        table1="<results>/table1/table1.tsv",
+        table1=study.of_training(["<results>/table1/table1.tsv"]),
         table1_expansion="<results>/table1/table1_expansion.tsv",
-        candidates="<results>/select/candidates.tsv",
-        selected="<results>/select/selected.json",
-        model="<results>/final/model/model.json",
+        candidates=study.of_training(["<results>/select/candidates.tsv"]),
+        selected=study.of_training(["<results>/select/selected.json"]),
+        model=study.of_model(["<results>/final/model/model.json"]),
         measured=expand(
             "<results>/measure/{patient}{part}", patient=study.patients, part=[".json", "_haematoma.nii.gz"]
         ),
@@ -43,9 +43,10 @@ rule report:
         codes=lambda w: {
             rule: code_version(rule)
             for stage in study.stages
-            if stage not in ("check", "inspect", "qc")
+            if stage not in ("check", "inspect", "new_patients", "qc")
             for rule in {
                 "cohort": ("cohort", "table1"),
+                "final": ("final", "comparators"),
                 "seed_study": ("seed_study_train", "seed_study"),
                 "scanner_study": ("scanner_study_train", "scanner_study"),
             }.get(stage, (stage,))

@@ -10,8 +10,8 @@ if __name__ == "__main__":
         write_cards(
             cohort_path=snakemake.input.cohort,
             predictions_path=snakemake.input.predictions,
-            out_of_fold_path=snakemake.input.out_of_fold,
-            model_path=snakemake.input.model,
+            out_of_fold_path=next(iter(snakemake.input.out_of_fold), None),
+            model_path=snakemake.input.model[0],
             dice_path=snakemake.input.dice,
             convert_folder=Path(snakemake.input.cts[0]).parent,
             measure_folder=Path(snakemake.input.measured[0]).parent,

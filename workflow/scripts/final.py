@@ -34,7 +34,7 @@ if __name__ == "__main__":
             Path(snakemake.output.card).parent,
             fold_weights=[p for p in snakemake.input.fold_weights if Path(p).parents[1].name == selected["candidate"]],
             network=settings["network"],
-            preprocessing=snakemake.params.resample,
+            preparation=snakemake.params.preparation,
             threshold=selected["threshold"],
             rule=snakemake.params.operating_point,
             calibration=selected["calibration"],

@@ -1,4 +1,4 @@
-"""Apply the locked model to every patient of both cohorts."""
+"""Apply the locked model to every patient."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ if __name__ == "__main__":
     with log_to(snakemake.log[0]):
         cohort_of = {patient: cohort for cohort, patients in snakemake.params.patients.items() for patient in patients}
         predict_patients(
-            bundle_folder=Path(snakemake.input.card).parent,
+            bundle_folder=Path(snakemake.input.card[0]).parent,
             patients=[
                 (patient, cohort_of[patient], scan, ct)
                 for patient, scan, ct in zip(sorted(cohort_of), snakemake.input.scans, snakemake.input.cts, strict=True)

@@ -19,13 +19,13 @@ if __name__ == "__main__":
             flips_path=snakemake.input.flips,
             cohort_path=snakemake.input.cohort,
             measure_folder=Path(snakemake.input.measured[0]).parent,
-            table1_path=snakemake.input.table1,
+            table1_path=next(iter(snakemake.input.table1), None),
             table1_expansion_path=snakemake.input.table1_expansion,
             evaluate_folder=Path(snakemake.input.evaluated[0]).parent,
             cards_path=snakemake.input.cards[0],
-            candidates_path=snakemake.input.candidates,
-            selected_path=snakemake.input.selected,
-            model_path=snakemake.input.model,
+            candidates_path=next(iter(snakemake.input.candidates), None),
+            selected_path=next(iter(snakemake.input.selected), None),
+            model_path=snakemake.input.model[0],
             reachable_auc=reachable_auc(snakemake.input.truth[0], snakemake.params.testing)
             if snakemake.input.truth
             else None,
