@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 
-from haemex.files import write_atomically
+from haemex.files import remove_partial, write_atomically
 from haemex.logs import DISK_FULL, announce
 
 
@@ -60,7 +60,7 @@ class Checkpoint:
 
     def read(self):
         """Return the tensors and the state of the checkpoint, or None where there is none of this training."""
-        self._remove_halves()
+        remove_partial(self.path)
         if not self.path.exists():
             return None
         try:
@@ -78,8 +78,3 @@ class Checkpoint:
     def remove(self):
         """Remove it, after success."""
         self.path.unlink(missing_ok=True)
-
-    def _remove_halves(self):
-        """Remove what a process that was killed while it wrote a checkpoint left behind."""
-        for path in self.path.parent.glob(f".{self.path.name}.*.partial"):
-            path.unlink(missing_ok=True)

@@ -1,12 +1,20 @@
 """How files are written, whole or not at all, and the one form of JSON between the stages."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 from pathlib import Path
 
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # said by a file system that has none, as Lustre may
+
 
 def write_atomically(path, content, durable=False):
     """Write bytes beside `path` and rename, so that no half-written file ever stands there.
+
+    A process that is killed while it writes leaves its half behind under a hidden name, which the next one to write
+    the same file overwrites: one name per file, not one per process.
 
     Parameters
     ----------
@@ -17,16 +25,23 @@ def write_atomically(path, content, durable=False):
         Wait until the bytes are on the disk before the rename, so that not even a loss of power leaves half a file.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial, handle = _open_alone(_partial(path))
     try:
-        with open(partial, "wb") as file:
+        with open(handle, "wb") as file:
+            file.truncate()
             file.write(content)
+            file.flush()
             if durable:
-                file.flush()
                 os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
+            partial.replace(path)  # while nobody else may write to it
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+
+
+def remove_partial(path):
+    """Remove the half that a process left behind which was killed while it wrote `path`."""
+    _partial(Path(path)).unlink(missing_ok=True)
 
 
 def write_json(path, content):
@@ -43,3 +58,28 @@ def write_json(path, content):
 def read_json(path):
     """Read what `write_json` wrote."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _partial(path):
+    return path.with_name(f".{path.name}.partial")
+
+
+def _open_alone(partial):
+    """Open a file for writing once no other process writes to it; return its path and the open file.
+
+    A job lives on when its Snakemake is killed, and its successor may write the same file.
+    """
+    while True:
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            os.close(handle)
+            if error.errno not in NO_LOCKS:
+                raise
+            partial = partial.with_name(f"{partial.stem}.{os.getpid()}.partial")
+            return partial, os.open(partial, os.O_WRONLY | os.O_CREAT, 0o666)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(partial), os.fstat(handle)):
+                return partial, handle
+        os.close(handle)  # the other one has given it its name

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from haemex.errors import InputError
+from haemex.files import NO_LOCKS
 from haemex.logs import announce
 
 LOOK_EVERY_S = 0.2
@@ -70,7 +71,10 @@ def _acquire(path, what, take_over_s):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                announce(f"{what}: this file system has no locks; see to it that nothing else works on it ({path})")
+                return handle
             holder = _read_holder(handle)
             os.close(handle)
             if take_over_s is None or holder["host"] != socket.gethostname() or time.monotonic() > until:

@@ -21,6 +21,7 @@ from haemex.network import (
     probability,
 )
 from haemex.nifti import read_grid, read_volume, write_volume
+from haemex.pages import plural
 from haemex.resample import resample_haematoma
 from haemex.segmentation_metrics import volume_ml
 from haemex.tables import write_table
@@ -93,11 +94,15 @@ def predict_patients(
     with computing(threads, deterministic=True) as device:
         precision = inference_precision(precision, device)
         announce(
-            f"predict: {len(patients)} patients on {device_name(device)}, {precision}, "
+            f"predict: {plural(len(patients), 'patient')} on {device_name(device)}, {precision}, "
             + (f"with {len(bundle.ensemble)} fold models" if bundle.ensemble else "without fold models")
         )
         model, *fold_models = (place(one, device, "auto", precision) for one in (bundle.model, *bundle.ensemble))
-        progress = Progress("predict", len(patients))
+        # One patient waits for the models, many for each other.
+        alone = len(patients) == 1
+        progress = (
+            Progress("predict, models", 1 + len(fold_models), 3.0) if alone else Progress("predict", len(patients))
+        )
         for done, (patient, cohort, ct_path, native_path) in enumerate(patients, start=1):
             ct, affine = read_volume(ct_path)
             if ct.shape != grid:
@@ -108,7 +113,11 @@ def predict_patients(
                 )
             logit, haematoma, bridge = predict_scan_and_bridge(model, ct, device, precision)
             relevance, relevance_maximum = relevance_map(model, bridge)
-            fold_logits = [predict_expansion(one, ct, device, precision) for one in fold_models]
+            fold_logits = []
+            for number, one in enumerate(fold_models, start=1):
+                if alone:
+                    progress.step(number)
+                fold_logits.append(predict_expansion(one, ct, device, precision))
             for value in (logit, relevance_maximum, *fold_logits):
                 if not math.isfinite(value):
                     raise InputError(
@@ -138,5 +147,6 @@ def predict_patients(
                     "relevance_maximum": relevance_maximum,
                 }
             )
-            progress.step(done)
+            if not alone:
+                progress.step(done)
     write_table(predictions_path, rows, COLUMNS)

@@ -1,5 +1,7 @@
 """A lock excludes, ends with its process, and can be taken over from a process that listens."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -116,3 +118,13 @@ for _ in range(20):
     processes = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(6)]
     assert [process.wait(timeout=120) for process in processes] == [0] * 6
     assert (tmp_path / "said").read_text() == "in\nout\n" * 120
+
+
+def test_without_locks_on_the_file_system_the_work_goes_on_and_says_so(tmp_path, monkeypatch, capfd):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / "a.lock", "the work"):
+        pass
+    assert "the work: this file system has no locks" in capfd.readouterr().err
