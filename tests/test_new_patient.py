@@ -1,8 +1,11 @@
 """One new patient by the command line: what is written, what is refused, and that nothing is left behind then."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pydicom
 import pytest
@@ -120,6 +123,47 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(scan, model, tmp_path, cap
     assert status == 1
     assert said[-1].startswith("haemex: ") and words in said[-1] and "Traceback" not in "".join(said)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scan_among_thousands_of_other_files_is_found(predicted, scan, model, tmp_path):
+    """An export with a viewer, pictures and reports on it: the same answer, byte for byte."""
+    _, out, _ = predicted
+    shutil.copytree(scan, tmp_path / "export/DICOM/A1")
+    for number in range(3000):
+        file = tmp_path / f"export/VIEWER/part{number % 30}/{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"\xff\xd8\xff\xe0" + number.to_bytes(2, "big") * 100)
+    main(
+        ["predict", str(tmp_path / "export"), "--model", str(model), "--output", str(tmp_path / "a"), "--patient", "N7"]
+    )
+    for name in ("haematoma.nii.gz", "haematoma.dcm", "prediction.json"):
+        assert (out / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+
+
+@pytest.mark.parametrize("closed", ["one slice", "the folder", "the model", "the output"])
+def test_what_may_not_be_read_or_written_is_one_sentence(scan, model, tmp_path, closed):
+    may = []  # what makes this process subject to permissions
+    if os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("root may read and write everything, and there is no setpriv to give that up")
+        may = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    shutil.copytree(scan, tmp_path / "scan")
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "there").mkdir()
+    closed_path = {
+        "one slice": sorted(path for path in (tmp_path / "scan").iterdir())[3],
+        "the folder": tmp_path / "scan",
+        "the model": tmp_path / "model/model.safetensors",
+        "the output": tmp_path / "there",
+    }[closed]
+    closed_path.chmod(0o555 if closed == "the output" else 0o000)
+    command = [*may, sys.executable, "-m", "haemex", "predict", tmp_path / "scan", "--model", tmp_path / "model"]
+    run = subprocess.run([*command, "--output", tmp_path / "there/out"], capture_output=True, text=True)
+    closed_path.chmod(0o755)
+    said = run.stderr.strip().splitlines()
+    assert run.returncode == 1 and "Traceback" not in run.stderr, run.stderr
+    assert said[-1].startswith("haemex: ") and closed_path.name in said[-1], run.stderr
+    assert list((tmp_path / "there").iterdir()) == []
 
 
 def test_a_folder_with_something_in_it_is_left_alone(scan, model, tmp_path, capsys):
