@@ -1,7 +1,6 @@
 """The command `haemex`: what is done with a trained model outside a study."""
 
 import argparse
-import json
 import sys
 
 from haemex.errors import InputError
@@ -107,9 +106,21 @@ def _predict(options):
         series=options.series,
         ensemble=not options.single,
     )
-    told = {name: found[name] for name in ("probability", "ensemble_sd", "haematoma_ml", "bat_score")}
-    print(f"{answer_in_words(found)}: {json.dumps(told)}")
+    print(f"{answer_in_words(found)}: {_numbers(found)}")
     for reason in found["reasons"]:
         print(f"  {reason}")
     print(f"The page: {options.output}/prediction.html. Research software, not a medical device.")
     return 3 if found["abstained"] else 0
+
+
+def _numbers(found):
+    """Say in one line what the page says in large type; what is not known is left out."""
+    told = []
+    if found["probability"] is not None:
+        told.append(f"probability {found['probability']:.2f}")
+    if found["ensemble_sd"] is not None:
+        told.append(f"standard deviation of the fold models {found['ensemble_sd']:.2f}")
+    told.append(f"haematoma {found['haematoma_ml']:.1f} mL")
+    if found["bat_score"] is not None:
+        told.append(f"BAT score {found['bat_score']}")
+    return ", ".join(told)

@@ -92,6 +92,27 @@ def test_the_same_scan_gives_the_same_bytes(predicted, scan, model, tmp_path):
             assert path.read_bytes() == (again / path.relative_to(out)).read_bytes(), path.name
 
 
+@pytest.mark.parametrize(
+    ("known", "line"),
+    [
+        (
+            (0.254, 0.1249, 14.36, 4),
+            "probability 0.25, standard deviation of the fold models 0.12, haematoma 14.4 mL, BAT score 4",
+        ),
+        ((0.254, None, 14.36, None), "probability 0.25, haematoma 14.4 mL"),
+        ((None, None, 0.0, None), "haematoma 0.0 mL"),
+    ],
+)
+def test_the_terminal_says_what_the_page_says(monkeypatch, capsys, known, line):
+    found = dict(zip(("probability", "ensemble_sd", "haematoma_ml", "bat_score"), known, strict=True))
+    found |= {"abstained": known[0] is None, "positive": False, "reasons": []}
+    monkeypatch.setattr("haemex.new_patient.predict_new_patient", lambda *_, **__: found)
+    status = main(["predict", "SCAN", "--model", "MODEL", "--output", "OUT"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith(f": {line}") and status == (3 if known[0] is None else 0)
+    assert "OUT/prediction.html" in said[-1] and "not a medical device" in said[-1]
+
+
 def test_onset_gives_the_bat_score(predicted, scan, model, tmp_path):
     _, _, without = predicted
     assert without["bat_score"] is None
