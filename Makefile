@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 CORES ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
 
-.PHONY: setup compile demo test test-all lint format lock
+.PHONY: setup compile demo test test-cluster test-all lint format lock
 
 setup: .venv/ready
 
@@ -43,7 +43,11 @@ compile: .venv/ready
 
 # A file's tests share what they make, so they stay on one core; tests/conftest.py puts the longest file first.
 test: .venv/ready compile
-	$(BIN)/python -m pytest -q -m "not slow" -n $(CORES) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -m "not slow and not cluster" -n $(CORES) --dist loadfile --no-loadscope-reorder
+
+# Debian's packages slurm-wlm and munge, and root: the tests start a cluster of one node on this machine.
+test-cluster: .venv/ready compile
+	$(BIN)/python -m pytest -q -m "cluster and not slow" tests/test_cluster.py
 
 test-all: .venv/ready compile
 	$(BIN)/python -m pytest -q -n $(CORES) --dist loadfile --no-loadscope-reorder

@@ -8,11 +8,11 @@ from haemex.study import make_study, one_sentence
 min_version("9.27")
 
 
-configfile: "config/config.yaml"
+configfile: str(workflow.current_basedir.join("config/config.yaml"))  # from whatever folder it is run
 
 
 with one_sentence():
-    study = make_study(config)
+    study = make_study(config, main=workflow.is_main_process)
 
 
 pathvars:

@@ -9,11 +9,14 @@ Only archives as `export_bundle` writes them are read. Whatever else an archive 
 that swell, archives within) is refused by its list of contents, before anything is written.
 """
 
+import errno
+import glob
 import hashlib
 import io
 import json
 import os
 import re
+import shutil
 import stat
 import struct
 import tempfile
@@ -26,6 +29,7 @@ from haemex.comparators import FILE as COMPARATORS
 from haemex.comparators import read_comparators
 from haemex.errors import InputError
 from haemex.files import write_atomically
+from haemex.locks import locked
 from haemex.model_description import DESCRIPTION, WEIGHTS, read_description
 
 FORMAT = 1
@@ -133,12 +137,17 @@ def import_bundle(archive, folder):
     try:
         if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
             raise InputError("something stands here already", "give a new folder for the model bundle", folder)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as place:
-            inner = Path(place) / "model"  # a folder with the usual rights; a temporary one is its maker's alone
-            inner.mkdir()
-            checked = _unpack(Path(archive), inner)
-            inner.replace(folder)
-            return checked
+        if not folder.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        with locked(folder.with_name(f".{folder.name}.lock"), f"the model bundle {folder.name}"):
+            for rest in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):  # of an import that was killed
+                shutil.rmtree(rest, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as place:
+                inner = Path(place) / "model"  # a folder with the usual rights; a temporary one is its maker's alone
+                inner.mkdir()
+                checked = _unpack(Path(archive), inner)
+                inner.replace(folder)
+                return checked
     except OSError as error:
         raise InputError(
             f"the model bundle cannot be written ({error.strerror})",

@@ -61,11 +61,11 @@ def write_cards(
         `evaluate/dice.tsv`.
     convert_folder, measure_folder, predict_folder, markers_folder : path-like
         Hold `{patient}_baseline.nii.gz`; `{patient}.json` and `{patient}_haematoma.nii.gz`;
-        `{patient}_haematoma.nii.gz`, `{patient}_relevance.nii.gz` and `{patient}_grid.nii.gz`, of which only the grid
-        is read; `{patient}.json`.
+        in `maps/` `{patient}_haematoma.nii.gz`, `{patient}_relevance.nii.gz` and `{patient}_grid.nii.gz`, of which only
+        the grid is read; `{patient}.json`.
     out_folder : path-like
         Gets `cards.json`, a list of `make_card` with the `places` of the picture (`haemex.card_picture.draw_card`),
-        worst first; and `{patient}.png`.
+        worst first; and `pictures/{patient}.png`.
 
     Raises
     ------
@@ -77,7 +77,9 @@ def write_cards(
     paths = (predictions_path, dice_path, *([out_of_fold_path] if out_of_fold_path else []))
     tables = {path: _by_patient(path) for path in paths}
     out_folder = Path(out_folder)
-    out_folder.mkdir(parents=True, exist_ok=True)
+    pictures_folder = out_folder / "pictures"
+    pictures_folder.mkdir(parents=True, exist_ok=True)
+    maps_folder = Path(predict_folder) / "maps"
     progress = Progress("cards", len(members))
     cards = []
     for done, member in enumerate(members, start=1):
@@ -95,13 +97,13 @@ def write_cards(
         hu, affine = read_volume(Path(convert_folder) / f"{patient}_baseline.nii.gz")
         reader, network = (
             read_mask_on(Path(folder) / f"{patient}_haematoma.nii.gz", hu.shape, affine)
-            for folder in (measure_folder, predict_folder)
+            for folder in (measure_folder, maps_folder)
         )
-        relevance = read_volume(Path(predict_folder) / f"{patient}_relevance.nii.gz")
-        shape, grid_affine = read_grid(Path(predict_folder) / f"{patient}_grid.nii.gz")
+        relevance = read_volume(maps_folder / f"{patient}_relevance.nii.gz")
+        shape, grid_affine = read_grid(maps_folder / f"{patient}_grid.nii.gz")
         field = field_box(grid_affine, shape[::-1])
         picture, places = draw_card(hu, affine, reader, network, *relevance, field)
-        write_atomically(out_folder / f"{patient}.png", picture)
+        write_atomically(pictures_folder / f"{patient}.png", picture)
         cards.append(card | places)
         progress.step(done)
     write_json(out_folder / "cards.json", worst_first(cards))

@@ -51,6 +51,7 @@ REASONS = {
     "poor_image_quality": "poor image quality",
     "outside_dates": "admitted outside both periods",
 }
+BY_INVESTIGATORS = "excluded by the investigators"
 SHIFTED = (
     "nothing, if an anonymised export has shifted dates and times; else check the columns, and the clock of the scanner"
 )
@@ -190,16 +191,23 @@ def check_study(
     )
     write_atomically(page_path, page.encode())
     report_problems(problems, page_path)
-    announce(f"check of {plural(len(entering), 'patient')}: {verdict_in_words(problems)}; see {page_path}")
+    later = sum(reason.startswith(BY_INVESTIGATORS) for reason in reasons.values())
+    unseen = f" ({later} more {BY_INVESTIGATORS}, not checked)" if later else ""
+    announce(f"check of {plural(len(entering), 'patient')}{unseen}: {verdict_in_words(problems)}; see {page_path}")
     verdict = {"errors": 0, "warnings": len(problems), "patients": len(entering)}
     write_json(verdict_path, verdict)
 
 
 def _reason(row, eligibility, cohorts):
-    """Why a patient stays out; "" for who enters."""
-    if row["admission_date"] is None:
-        return ineligibility(row, eligibility) or "missing_data"
-    return ineligibility(row, eligibility) or ("" if split(row["admission_date"], cohorts) else "outside_dates")
+    """Why a patient stays out, by a word of `REASONS` or in the investigators' words; "" for who enters."""
+    if reason := ineligibility(row, eligibility):
+        return reason
+    dated = row["admission_date"] is not None
+    if dated and not split(row["admission_date"], cohorts):
+        return "outside_dates"
+    if row["excluded"]:
+        return f"{BY_INVESTIGATORS}: {row['excluded']}"
+    return "" if dated else "missing_data"
 
 
 def _look_at_patients(rows, slice_thickness_mm, threads):
@@ -340,7 +348,7 @@ def _disk(space, results):
     there = disk_space.used_bytes(results, leave_out=("phantom",))
     free = disk_space.free_bytes(results)
     words = disk_space.in_words
-    print(f"disk: about {words(whole)} for the whole study, {words(there)} of it there already, {words(free)} free")
+    announce(disk_space.in_sentence(space, there, free, results))
     if whole - there <= free:
         return []
     largest = max(space, key=space.get)
@@ -457,9 +465,10 @@ def render_page(*, study, problems, looked_at, reasons, members, slice_thickness
         (_heading(patient), found)
         for patient, found in sorted(groups.items(), key=lambda one: (one[0] != "", one[1][0]["severity"], one[0]))
     ]
+    in_words = REASONS | {why: why for why in sorted(set(reasons.values()) - {"", *REASONS})}
     left_out = [
         {"reason": words, "patients": sorted(patient for patient, why in reasons.items() if why == reason)}
-        for reason, words in REASONS.items()
+        for reason, words in in_words.items()
     ]
     return environment.get_template("check.html.j2").render(
         study=study,

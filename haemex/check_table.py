@@ -236,7 +236,7 @@ def check_left_out(rows, reasons):
                 finding(
                     row["patient"],
                     "`admission_date` is empty: the patient belongs to neither cohort",
-                    "fill it in, or set `poor_image_quality` to 1 to take the patient out",
+                    "fill it in, or write into `excluded` why the patient is taken out",
                 )
             )
     return found
@@ -298,7 +298,11 @@ def check_cohort_sizes(members, folds, volumes, expansion):
         what = {"train": "training", "test": "test"}[name]
         if not patients:
             found.append(
-                finding("", f"the {what} cohort is empty", "check `admission_date`, and `cohorts` in the config")
+                finding(
+                    "",
+                    f"the {what} cohort is empty",
+                    "check `admission_date` and `excluded` in the table, and `cohorts` in the config",
+                )
             )
             continue
         if name == "train" and len(patients) < folds:

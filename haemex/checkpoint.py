@@ -47,7 +47,7 @@ class Checkpoint:
         """
         metadata = {"settings": self.settings, "state": json.dumps(state)}
         try:
-            write_atomically(self.path, safetensors.torch.save(tensors, metadata), durable=True)
+            write_atomically(self.path, safetensors.torch.save(tensors, metadata))
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise

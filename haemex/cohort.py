@@ -1,6 +1,9 @@
 """The cohort: eligibility, expansion label, temporal split, flow diagram.
 
-Source: paper, Methods and Results; the order of reasons is the paper's.
+Source: paper, Methods and Results; the order of reasons is the paper's. A patient who meets all criteria and was
+admitted in one of the two periods may still be excluded by the investigators, who give a reason in the cohort table
+(`excluded`), mostly because the files cannot be mended. That exclusion comes last: it counts those only who would
+otherwise have entered, and on anybody else it changes nothing.
 """
 
 import datetime
@@ -119,9 +122,86 @@ def assume_well(row, refused, eligibility, cohorts):
     return row | {column: value for column, value in well.items() if column in refused and row[column] is None}
 
 
+def cohort_of(row, eligibility, cohorts):
+    """Say into which cohort a patient belongs by the criteria and the date: "train", "test", or "" for neither."""
+    return "" if ineligibility(row, eligibility) else split(row["admission_date"], cohorts)
+
+
 def enters(row, eligibility, cohorts):
-    """Whether a patient is eligible and was admitted in one of the two periods."""
-    return not ineligibility(row, eligibility) and bool(split(row["admission_date"], cohorts))
+    """Whether a patient belongs into a cohort and was not excluded by the investigators."""
+    return not row["excluded"] and bool(cohort_of(row, eligibility, cohorts))
+
+
+def excluded_by_investigators(rows, eligibility, cohorts):
+    """List who would have entered but for a reason of the investigators.
+
+    Parameters
+    ----------
+    rows : list of dict
+        The cohort table.
+    eligibility, cohorts : dict
+        Sections of the config.
+
+    Returns
+    -------
+    list of dict
+        patient, cohort ("train" or "test"), reason (as the table says it); by patient.
+    """
+    return [
+        {"patient": row["patient"], "cohort": cohort, "reason": row["excluded"]}
+        for row in sorted(rows, key=lambda row: row["patient"])
+        if row["excluded"] and (cohort := cohort_of(row, eligibility, cohorts))
+    ]
+
+
+def by_reason(excluded):
+    """Gather who was excluded by the investigators under their reasons, the commonest first.
+
+    Parameters
+    ----------
+    excluded : list of dict
+        From `excluded_by_investigators`.
+
+    Returns
+    -------
+    list of dict
+        reason, number, train and test (lists of patients). Reasons that differ in capital letters only are one, in
+        the spelling of the first patient.
+    """
+    groups = {}
+    for one in excluded:
+        group = groups.setdefault(one["reason"].casefold(), {"reason": one["reason"], "train": [], "test": []})
+        group[one["cohort"]].append(one["patient"])
+    counted = [group | {"number": len(group["train"]) + len(group["test"])} for group in groups.values()]
+    return sorted(counted, key=lambda group: (-group["number"], group["reason"]))
+
+
+def refuse_all_excluded(rows, eligibility, cohorts, file):
+    """Refuse a table in which the investigators excluded everybody of a cohort.
+
+    Parameters
+    ----------
+    rows : list of dict
+        The cohort table.
+    eligibility, cohorts : dict
+        Sections of the config.
+    file : path-like
+        The table, for the message.
+
+    Raises
+    ------
+    InputError
+        Names the cohort.
+    """
+    belong = [(cohort_of(row, eligibility, cohorts), row) for row in rows]
+    for name, title in (("train", "training"), ("test", "test")):
+        members = [row for cohort, row in belong if cohort == name]
+        if members and all(row["excluded"] for row in members):
+            raise InputError(
+                f"every patient of the {title} cohort ({len(members)}) is marked in `excluded`",
+                "Empty the cells of those who can be mended: a study needs patients in each of its cohorts",
+                file,
+            )
 
 
 def split(admission_date, cohorts):
@@ -223,10 +303,8 @@ def label_flips(volumes, settings):
     return table
 
 
-def build_cohort(
-    table_path, measure_paths, cohort_out, flow_out, flips_out, eligibility, cohorts, expansion, folds, seed
-):
-    """Make the cohort: who enters, the label, the temporal split, the folds, and the numbers of the flow diagram.
+def build_cohort(table_path, measure_paths, cohort_out, flips_out, eligibility, cohorts, expansion, folds, seed):
+    """Make the cohort: who enters, the label, the temporal split, the folds.
 
     Without a training period everybody is of the test cohort, and there are no folds.
 
@@ -235,9 +313,9 @@ def build_cohort(
     table_path : path-like
         The cohort table.
     measure_paths : list of path-like
-        JSON of stage `measure` for every eligible patient.
-    cohort_out, flow_out, flips_out : path-like
-        `cohort.tsv`, `flow.json` and `label_flips.tsv`.
+        JSON of stage `measure` for every patient who enters.
+    cohort_out, flips_out : path-like
+        `cohort.tsv` and `label_flips.tsv`.
     eligibility, cohorts, expansion : dict
         Sections of the config.
     folds : int
@@ -262,17 +340,15 @@ def build_cohort(
             table_path,
         )
     refuse_doubled_scans(measured.values())
-    reasons = {row["patient"]: ineligibility(row, eligibility) for row in rows}
     members = []
     for row in sorted(rows, key=lambda row: row["patient"]):
-        cohort = "" if reasons[row["patient"]] else split(row["admission_date"], cohorts)
-        if cohort:
+        if enters(row, eligibility, cohorts):
             volumes = measured[row["patient"]]
             pair = volumes["baseline_ml"], volumes["followup_ml"]
             members.append(
                 {
                     "patient": row["patient"],
-                    "cohort": cohort,
+                    "cohort": split(row["admission_date"], cohorts),
                     "fold": None,
                     "expansion": int(is_expansion(*pair, **expansion)),
                     "baseline_ml": pair[0],
@@ -294,12 +370,31 @@ def build_cohort(
         member["fold"] = fold_of.get(member["patient"])
     volumes = [(member["baseline_ml"], member["followup_ml"]) for member in members]
     flips = label_flips(volumes, expansion)
-    write_json(flow_out, flow(rows, reasons, members))
     write_table(flips_out, flips)
     write_table(cohort_out, members, COHORT_COLUMNS)
 
 
-def flow(rows, reasons, members):
+def write_flow(table_path, cohort_path, flow_out, eligibility, cohorts):
+    """Write the numbers of the flow diagram, and who was excluded by the investigators and why.
+
+    Apart from `build_cohort`: a reason that is worded otherwise trains nothing.
+
+    Parameters
+    ----------
+    table_path, cohort_path : path-like
+        The cohort table, and `cohort.tsv`.
+    flow_out : path-like
+        `flow.json`: see `flow`.
+    eligibility, cohorts : dict
+        Sections of the config.
+    """
+    rows = read_cohort_table(table_path)
+    reasons = {row["patient"]: ineligibility(row, eligibility) for row in rows}
+    excluded = excluded_by_investigators(rows, eligibility, cohorts)
+    write_json(flow_out, flow(rows, reasons, read_cohort(cohort_path), excluded))
+
+
+def flow(rows, reasons, members, excluded_later=()):
     """Count patients for the flow diagram (paper, Figure 2).
 
     Parameters
@@ -310,6 +405,14 @@ def flow(rows, reasons, members):
         `ineligibility` by patient.
     members : list of dict
         Who entered, with `cohort` and `expansion`.
+    excluded_later : list of dict
+        From `excluded_by_investigators`.
+
+    Returns
+    -------
+    dict
+        screened = not_included (by reason) + included; included = excluded (by reason) + eligible; eligible =
+        outside_dates + the patients of `excluded_by_investigators` + train + test. `expansion` by cohort.
     """
     count = list(reasons.values()).count
     not_included = {reason: count(reason) for reason in NOT_INCLUDED}
@@ -321,7 +424,8 @@ def flow(rows, reasons, members):
         "included": len(rows) - sum(not_included.values()),
         "excluded": excluded,
         "eligible": count(""),
-        "outside_dates": count("") - len(members),
+        "outside_dates": count("") - len(members) - len(excluded_later),
+        "excluded_by_investigators": list(excluded_later),
         "train": len(by_cohort["train"]),
         "test": len(by_cohort["test"]),
         "expansion": {name: sum(m["expansion"] for m in group) for name, group in by_cohort.items()},

@@ -25,6 +25,7 @@ YES_NO = {
 }
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 MONTH = re.compile(r"\b(jan|feb|m[aä]r|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz])", re.IGNORECASE)
+IDENTIFYING = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{5}")
 FIRST_YEAR = 1971  # of the first head CT
 LONGEST_CELL = 1000  # characters, a path
 
@@ -276,6 +277,8 @@ def _typed(text, rule):
         return _number(text, rule)
     if rule.get("format") == "date":
         return _date(text)
+    if rule.get("format") == "reason":
+        return _reason(text, rule["maxLength"])
     if allowed and text not in allowed:
         low = text.lower()
         close = [one for one in allowed if one.startswith(low) or (len(one) == 1 and low.startswith(one))]
@@ -315,6 +318,24 @@ def _number(text, rule):
     if not low <= value <= high:
         raise _RefusedError(f"{text} is outside {low} to {high}", f"correct it; the column is {rule['description']}")
     return int(value) if integer else value
+
+
+def _reason(text, longest):
+    """Return a reason in the investigators' words, which pages will print; what may identify is not repeated."""
+    text = " ".join(text.split())
+    if text.lower() in ("0", "0.0", *(word for word, meant in YES_NO.items() if meant == "0")):
+        raise _RefusedError(f"`{text}` is no reason", "leave the cell empty where nobody is excluded")
+    if sum(letter.isalpha() for letter in text) < 2 or text.lower() in YES_NO:
+        raise _RefusedError("no reason in words", "write why the patient is excluded, e.g. series incomplete")
+    if len(text) > longest:
+        raise _RefusedError(f"a reason of {len(text)} characters", f"say it in {longest} at most")
+    if not text.isprintable():
+        raise _RefusedError("a character that cannot be printed", "write the reason in plain words")
+    if IDENTIFYING.search(text):
+        raise _RefusedError(
+            "a date or a long number, which may identify a person", "write the reason without it: the report prints it"
+        )
+    return text
 
 
 def _date(text):

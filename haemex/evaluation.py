@@ -163,8 +163,8 @@ def read_results(rows, *, predict_folder, measure_folder, convert_folder, resamp
     rows : list of dict
         Patients with `patient`.
     predict_folder : path-like
-        Holds `predictions.tsv`, `{patient}_haematoma.nii.gz` (native grid) and `{patient}_grid.nii.gz` (network's grid)
-        by the final model.
+        Holds `predictions.tsv` and in `maps/` `{patient}_haematoma.nii.gz` (native grid) and `{patient}_grid.nii.gz`
+        (network's grid), by the final model.
     measure_folder : path-like
         Holds `{patient}.json` and `{patient}_haematoma.nii.gz`, the manual mask on the native grid.
     convert_folder : path-like
@@ -198,7 +198,7 @@ def read_results(rows, *, predict_folder, measure_folder, convert_folder, resamp
         {patient: read_json(Path(resample_folder) / f"{patient}.json") for patient in patients},
         {patient: read_json(Path(convert_folder) / f"{patient}_baseline.json") for patient in patients},
         read_computed(markers_folder, patients),
-        {"measure": measure_folder, "resample": resample_folder, "predict": predict_folder},
+        {"measure": measure_folder, "resample": resample_folder, "predict": Path(predict_folder) / "maps"},
     )
 
 

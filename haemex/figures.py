@@ -5,11 +5,13 @@ alone. Contours of Figure 3 keep the paper's red (manual) and green (network) an
 """
 
 import io
+import textwrap
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from haemex.cohort import by_reason
 from haemex.files import read_json, write_atomically
 from haemex.nifti import read_volume
 from haemex.orientation import radiological_axes, turn
@@ -66,6 +68,7 @@ REASONS = {
     "died_or_surgery": "died or operated on before follow-up CT",
     "poor_image_quality": "poor image quality",
 }
+MAX_REASONS, REASON_WIDTH = 6, 44  # of the investigators: lines, and characters on one
 
 
 def draw_figures(
@@ -84,7 +87,7 @@ def draw_figures(
     Parameters
     ----------
     flow_path : path-like
-        `cohort/flow.json`.
+        `table1/flow.json`.
     evaluate_folder : path-like
         Holds `scores.tsv`, `table2.tsv`, `dice.tsv`, `subgroups.tsv`, `decision_curve.tsv` and `summary.json` of
         `haemex.evaluation.evaluate_study`; gets the figures.
@@ -115,7 +118,7 @@ def draw_figures(
                         **row,
                         "ct": Path(convert_folder) / f"{row['patient']}_baseline.nii.gz",
                         "reference": Path(measure_folder) / f"{row['patient']}_haematoma.nii.gz",
-                        "predicted": Path(predict_folder) / f"{row['patient']}_haematoma.nii.gz",
+                        "predicted": Path(predict_folder) / "maps" / f"{row['patient']}_haematoma.nii.gz",
                     }
                     for row in choose_overlays(test, overlays)
                 ]
@@ -182,6 +185,15 @@ def draw_flow(flow):
     def counted(reasons):
         return [f"{text} (n = {reasons[reason]})" for reason, text in REASONS.items() if reasons.get(reason)]
 
+    def in_their_words(reasons):
+        shown = reasons[: MAX_REASONS - 1] if len(reasons) > MAX_REASONS else reasons
+        lines = []
+        for one in shown:
+            first, *rest = textwrap.wrap(f"{one['reason']} (n = {one['number']})", REASON_WIDTH)
+            lines += [first, *(f"    {part}" for part in rest)]
+        others = sum(one["number"] for one in reasons[len(shown) :])
+        return lines + [f"other reasons (n = {others})"] * bool(others)
+
     line, gap, pad = 0.21, 0.34, 0.13  # inches: text line, space between boxes, inner margin
 
     def height(lines):
@@ -195,6 +207,13 @@ def draw_flow(flow):
     ]
     details = [counted(flow["not_included"]), counted(flow["excluded"]), []]
     shown = [bool(not_included), bool(excluded), bool(flow["outside_dates"])]
+    if later := flow.get("excluded_by_investigators"):
+        text = [f"Eligible within the periods (n = {flow['eligible'] - flow['outside_dates']})"]
+        if not flow["outside_dates"]:  # then everybody who is eligible
+            (text, _), _, _ = main.pop(), details.pop(), shown.pop()
+        main.append((text, f"Excluded by the investigators (n = {len(later)})"))
+        details.append(in_their_words(by_reason(later)))
+        shown.append(True)
     width, left, right = 7.4, (0.05, 3.5), (3.9, 7.35)
     analysed = flow["train"] + flow["test"]
     rows, y = [], 0.0
@@ -239,6 +258,7 @@ def draw_flow(flow):
                 va="center",
                 fontweight="bold" if number == 0 else "normal",
                 fontsize=9 if number == 0 else 8.5,
+                parse_math=False,  # two dollar signs in a reason are no formula
             )
 
     def arrow(start, end):

@@ -1,5 +1,6 @@
 """One process at a time: locks that the operating system takes away with the process, however it ended."""
 
+import atexit
 import contextlib
 import fcntl
 import json
@@ -14,6 +15,7 @@ from haemex.files import NO_LOCKS
 from haemex.logs import announce
 
 LOOK_EVERY_S = 0.2
+BOOT = Path("/proc/sys/kernel/random/boot_id")  # of Linux: another one after every start of the machine
 
 
 @contextlib.contextmanager
@@ -46,7 +48,7 @@ def locked(path, what, take_over_s=None):
 
 
 def hold_for_ever(path, what):
-    """Hold a lock until this process ends.
+    """Hold a lock until this process ends; an orderly end is noted in the lock file, see `ended_in_order`.
 
     Parameters
     ----------
@@ -60,7 +62,45 @@ def hold_for_ever(path, what):
     InputError
         Another process holds the lock.
     """
-    _acquire(Path(path), what, None)  # the open file is closed by the end of the process alone
+    handle = _acquire(Path(path), what, None)  # the open file is closed by the end of the process alone
+    atexit.register(_note, handle, ended=True)
+
+
+def ended_in_order(path):
+    """Whether the last process that held a lock with `hold_for_ever` ended in order, and this machine runs since then.
+
+    A process that is killed notes no end; after a loss of power, what it noted need not have reached the disk.
+
+    Parameters
+    ----------
+    path : path-like
+        The lock file. True where there is none: nothing has run yet.
+    """
+    try:
+        noted = json.loads(Path(path).read_bytes())
+        return noted["ended"] and (noted["host"] != socket.gethostname() or noted["boot"] == _boot())
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def is_held(path):
+    """Whether a process holds a lock now; False where the file system has no locks.
+
+    Parameters
+    ----------
+    path : path-like
+        The lock file.
+    """
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 def _acquire(path, what, take_over_s):
@@ -91,10 +131,24 @@ def _acquire(path, what, take_over_s):
         except FileNotFoundError:
             current = False
         if current:
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+            _note(handle, ended=False)
             return handle
         os.close(handle)
+
+
+def _note(handle, ended):
+    """Write into a lock file who holds it, or held it to the end."""
+    facts = {"process": os.getpid(), "host": socket.gethostname(), "boot": _boot(), "ended": ended}
+    with contextlib.suppress(OSError):  # a full disk: nobody is named, and no orderly end noted
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(facts).encode(), 0)
+
+
+def _boot():
+    try:
+        return BOOT.read_text().strip()
+    except OSError:
+        return None
 
 
 def _read_holder(handle):

@@ -142,13 +142,13 @@ def _predict(source, bundle_folder, out_folder, patient, onset_to_ct_h, series, 
         preprocessing=preparation["resample"],
         threads=1,
         predictions_path=folder["predict"] / "predictions.tsv",
-        masks_folder=folder["predict"],
+        masks_folder=folder["predict"] / "maps",
         precision=precision,
         ensemble=ensemble,
     )
     step("decide the NCCT markers")
     hu, affine = read_volume(ct_path)
-    mask_path = folder["predict"] / f"{patient}_haematoma.nii.gz"
+    mask_path = folder["predict"] / "maps" / f"{patient}_haematoma.nii.gz"
     haematoma = read_mask_on(mask_path, hu.shape, affine)
     brain = read_mask_on(brain_path, hu.shape, affine)
     markers = None
@@ -207,7 +207,7 @@ def _predict(source, bundle_folder, out_folder, patient, onset_to_ct_h, series, 
         hu,
         affine,
         haematoma,
-        read_volume(folder["predict"] / f"{patient}_relevance.nii.gz"),
+        read_volume(folder["predict"] / "maps" / f"{patient}_relevance.nii.gz"),
         (grid_affine, grid_shape),
     )
     write_json(out_folder / "prediction.json", found)

@@ -6,12 +6,13 @@ Each is predicted as `haemex.new_patient` does it, in a job of its own.
 import hashlib
 from pathlib import Path
 
+from haemex.cluster_failures import tell_cluster_failures
 from haemex.cohort_table import parse_cohort_table
 from haemex.errors import InputError
 from haemex.files import read_json, write_atomically
-from haemex.locks import hold_for_ever
 from haemex.model_description import read_description
 from haemex.provenance import ROOT
+from haemex.recovery import hold_study
 from haemex.settings import check_config
 from haemex.study import one_sentence
 from haemex.tables import write_table
@@ -47,7 +48,6 @@ class NewPatients:
     """
 
     stages = ("new_patients",)
-    targets = ("<results>/new_patients/index.html",)
 
     def __init__(self, config):
         check_config(config)
@@ -56,12 +56,15 @@ class NewPatients:
         read_description(self.model)
         self.rows = {row["patient"]: row for row in read_new_patients(config["new_patients"])}
         self.patients = sorted(self.rows)
+        # Every patient too: Snakemake misses no folder that the page, which is there, was made of.
+        folders = [f"<results>/new_patient/{patient}" for patient in self.patients]
+        self.targets = ["<results>/new_patients/index.html", *folders]
 
     def hold(self):
         """Refuse to work beside another Snakemake; the lock ends with the process, however it ends."""
-        name = self.config["study"]
         with one_sentence():
-            hold_for_ever(Path("results", name, ".lock"), f"the study {name}")
+            hold_study(self.config["study"])
+        tell_cluster_failures()
 
     def model_files(self):
         """List the files of the model bundle that a prediction rests on."""

@@ -724,4 +724,4 @@ def _write_series(head, hu, folder, words, identity, shift=(0.0, 0.0, 0.0)):
         data.add_new("PixelData", "OW", stored.astype("<i2" if signed else "<u2").tobytes())
         buffer = io.BytesIO()
         data.save_as(buffer, enforce_file_format=True)
-        write_atomically(folder / f"IM{index:04d}", buffer.getvalue())
+        write_atomically(folder / f"IM{index:04d}", buffer.getvalue(), durable=False)

@@ -359,4 +359,4 @@ def _save(data, stored, path, shared=None):
     buffer.write(b"\0" * 128 + b"DICM")
     write_file_meta_info(buffer, data.file_meta)
     encoded = (shared or {}) | _encode(data)
-    write_atomically(path, buffer.getvalue() + b"".join(encoded[tag] for tag in sorted(encoded)))
+    write_atomically(path, buffer.getvalue() + b"".join(encoded[tag] for tag in sorted(encoded)), durable=False)

@@ -88,6 +88,7 @@ def predict_patients(
         Other preprocessing than the model was trained with, a damaged bundle or scan.
     """
     bundle = load_bundle(bundle_folder, ensemble)
+    Path(masks_folder).mkdir(parents=True, exist_ok=True)
     refuse_other_preparation(bundle.preparation, {"resample": preprocessing}, bundle_folder)
     grid = tuple(preprocessing["matrix"][::-1])
     rows = []

@@ -16,6 +16,7 @@ NO_PROTOCOL = (
     "training.channels_last",
     "training.compile",
     "computing",
+    "storage",
     "predict",
     "model",
     "seed_study",

@@ -84,7 +84,7 @@ def _meaning(path, _mtime_ns):
     """Return a file's syntax tree as text, without docstrings, and the names of the `haemex` modules it imports."""
     tree = ast.parse(Path(path).read_text(encoding="utf-8"), filename=str(path))
     imported = set()
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             first = node.body[0] if node.body else None
             if (
@@ -100,3 +100,12 @@ def _meaning(path, _mtime_ns):
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("haemex."):
             imported.add(node.module.split(".")[1])
     return ast.dump(tree), frozenset(imported)
+
+
+def _statements(tree):
+    """List a module and all its statements. Definitions and imports stand nowhere else, and expressions are many."""
+    found = [tree]
+    for node in found:  # grows
+        for part in ("body", "handlers", "orelse", "finalbody", "cases"):
+            found += getattr(node, part, ())
+    return found

@@ -1,30 +1,21 @@
 """The quality page: every patient in one table, the worst first, failures included.
 
 Where all patients were inspected, the rule `qc` writes the page and its table. Where some failed, Snakemake never
-reaches that rule; `write_failures` then writes the page alone, from what there is: inspected patients, and for the
-others the stage that failed and what it said.
+reaches that rule; `end_badly` then writes the page alone, from what there is: inspected patients, and for the others
+the stage that failed and what it said (`haemex.failures`).
 """
 
 import statistics
 import sys
 from pathlib import Path
 
+from haemex.failures import TO_THE_PAGE, collect, in_words, jobs_of, write_failures
 from haemex.files import read_json, write_atomically
 from haemex.inspection import MAX_OUTSIDE_FIELD
 from haemex.logs import announce
 from haemex.pages import page_environment, plural
 from haemex.tables import write_table
 
-# The jobs on a patient's way, in their order, and those that each waits for.
-JOBS = {
-    "convert baseline": (),
-    "convert followup": (),
-    "measure": ("convert baseline", "convert followup"),
-    "skullstrip": ("convert baseline",),
-    "resample": ("convert baseline", "measure", "skullstrip"),
-    "inspect": ("convert baseline", "convert followup", "measure", "skullstrip", "resample"),
-}
-SAID = "haemex: "  # how `haemex.logs.log_to` begins the sentence of a refusal
 MAX_PLAIN_PICTURES = 20  # of failed patients, per run: a third of a second each
 
 WHOLE_BRAIN_MM = (224.0, 224.0, 160.0)  # of config/whole_brain.yaml, which the page recommends
@@ -105,117 +96,118 @@ def write_page(*, inspected, field_of_view_mm, template_folder, page_out, table_
     )
 
 
-def write_failures(*, page_out, table_out, patients, followed_up, field_of_view_mm, template_folder):
-    """Write the page of a run that failed, where a patient is to blame; never raise.
+def end_badly(*, study, page_out, table_out, failures_out, field_of_view_mm, template_folder):
+    """End a run that failed: say on the terminal what failed, why and what to do, and write the same down; never raise.
 
-    A run that failed elsewhere (in training, say) leaves the page alone. Otherwise the table is deleted, which belongs
-    to the complete page, and so are outdated rows and pictures of failed patients: Snakemake 9.27 takes what an earlier
-    run left behind a failed job for good, and would not try the job again ("Nothing to be done").
+    The page is written where a patient is to blame; a run that failed elsewhere (in training, say) leaves it alone.
 
     Parameters
     ----------
+    study : haemex.study.Study
     page_out, table_out : path-like
         As for `write_page`; `<results>` is the folder above.
-    patients : list of str
-        Everybody whom the study inspects.
-    followed_up : collection of str
-        Patients with a follow-up scan.
+    failures_out : path-like
+        The table of failures, TSV with `haemex.failures.COLUMNS`; removed where no job failed.
     field_of_view_mm, template_folder
         As for `write_page`.
     """
+    failures = []
     try:
-        page, table = Path(page_out), Path(table_out)
-        rows = collect(page.parents[1], patients, followed_up)
-        failed = sum(row["state"] == "failed" for row in rows)
-        provisional = page.exists() and not table.exists()
-        if not failed and not provisional:
-            return
-        table.unlink(missing_ok=True)
-        for row in rows:
-            if row["state"] == "failed":
-                for suffix in (".json", ".png"):
-                    (page.parents[1] / "inspect" / f"{row['patient']}{suffix}").unlink(missing_ok=True)
-        page.parent.mkdir(parents=True, exist_ok=True)
-        _draw_plain_pictures(page.parents[1], [row for row in rows if row["state"] == "failed"])
-        _write_html(worst_first(rows), field_of_view_mm, template_folder, page)
-        if failed:
-            print(f"{SAID}{plural(failed, 'patient')} failed; which and why: {page}", file=sys.stderr, flush=True)
+        failures = collect(Path(page_out).parents[1], jobs_of(study))
+        write_failures(failures, failures_out)
+        write_provisional_page(
+            failures=failures,
+            patients=study.patients,
+            page_out=page_out,
+            table_out=table_out,
+            field_of_view_mm=field_of_view_mm,
+            template_folder=template_folder,
+        )
     except Exception as error:  # Snakemake has its own failure to report; this one must not hide it
-        print(f"The quality page could not be written: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        print(f"What failed could not be written down: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    if failures:
+        synthetic = "phantom" in study.config  # every run makes their table anew
+        said = in_words(failures, failures_out, page_out, None if synthetic else study.table)
+        print(said, file=sys.stderr, flush=True)
+
+
+def write_provisional_page(*, failures, patients, page_out, table_out, field_of_view_mm, template_folder):
+    """Write the page of a run in which patients failed, and of the next ones until nobody does.
+
+    The table is deleted, which belongs to the complete page, and so are outdated rows and pictures of patients who
+    failed on the way to them: Snakemake 9.27 takes what an earlier run left behind a failed job for good, and would not
+    try the job again for `snakemake qc` ("Nothing to be done").
+
+    Parameters
+    ----------
+    failures : list of dict
+        From `haemex.failures.collect`.
+    patients : list of str
+        Everybody whom the study inspects.
+    page_out, table_out, field_of_view_mm, template_folder
+        As for `write_page`.
+    """
+    page, table = Path(page_out), Path(table_out)
+    rows = states(page.parents[1], patients, failures)
+    failed = [row for row in rows if row["state"] == "failed"]
+    provisional = page.exists() and not table.exists()
+    if not failed and not provisional:
+        return
+    _forget(table, page.parent / "qc.log")
+    for row in failed:
+        if any(one["upstream"] for one in row["failures"]):
+            inspected = page.parents[1] / "inspect" / row["patient"]
+            _forget(*(inspected.with_name(f"{inspected.name}{suffix}") for suffix in (".json", ".png")))
+            if all(one["stage"] != "inspect" for one in row["failures"]):
+                _forget(inspected.with_name(f"{inspected.name}.log"))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    _draw_plain_pictures(page.parents[1], failed)
+    _write_html(worst_first(rows), field_of_view_mm, template_folder, page)
+
+
+def _forget(*paths):
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 # --- who stands where ----------------------------------------------------------------------------------------------
 
 
-def collect(results, patients, followed_up):
+def states(results, patients, failures):
     """Say of every patient what was measured, or why nothing was.
 
     Parameters
     ----------
     results : path-like
         Folder of the study.
-    patients, followed_up : collection of str
-        As for `write_failures`.
+    patients : collection of str
+        Everybody whom the study inspects.
+    failures : list of dict
+        From `haemex.failures.collect`.
 
     Returns
     -------
     list of dict
-        `state` is "inspected" (with the row of `haemex.inspection`), "failed" (with `failures`, a list of `stage` and
-        `sentence`) or "waiting". A patient whose job failed after the last inspection has failed.
+        `state` is "inspected" (with the row of `haemex.inspection`), "failed" (with `failures`, a list of `stage`,
+        `sentence` and `upstream`, whether the job comes before the inspection or is it) or "waiting". Who failed beyond
+        the inspection alone has its row too.
     """
-    results = Path(results)
+    of = {}
+    for one in failures:
+        upstream = one["stage"].replace("follow-up", "followup") in TO_THE_PAGE
+        told = {"stage": one["stage"], "sentence": f"{one['problem']}. {one['action']}.", "upstream": upstream}
+        of.setdefault(one["patient"], []).append(told)
     rows = []
     for patient in patients:
-        inspected = results / "inspect" / f"{patient}.json"
-        since = inspected.stat().st_mtime_ns if inspected.is_file() else None
-        failures = _failed_jobs(results, patient, patient in followed_up, since)
-        if failures:
-            rows.append({"patient": patient, "state": "failed", "warnings": [], "failures": failures})
-        elif since is not None:
-            rows.append(_inspected(inspected))
+        inspected = Path(results) / "inspect" / f"{patient}.json"
+        mine = of.get(patient, [])
+        if inspected.is_file() and not any(one["upstream"] for one in mine):
+            rows.append(_inspected(inspected) | ({"state": "failed", "failures": mine} if mine else {}))
         else:
-            rows.append({"patient": patient, "state": "waiting", "warnings": [], "failures": []})
+            rows.append(
+                {"patient": patient, "state": "failed" if mine else "waiting", "warnings": [], "failures": mine}
+            )
     return rows
-
-
-def _failed_jobs(results, patient, followed_up, since):
-    """List the jobs of a patient that failed when they last ran: `stage` and `sentence`.
-
-    What is older than the inspection (`since`, ns), or than a job it depends on, is of the past.
-    """
-    when, failures = {}, []
-    for job, needs in JOBS.items():
-        stage, name = _place(job, patient)
-        log = results / stage / f"{name}.log"
-        if not log.is_file() or (job == "convert followup" and not followed_up):
-            continue
-        when[job] = log.stat().st_mtime_ns
-        if (since is not None and when[job] < since) or any(when.get(need, 0) > when[job] for need in needs):
-            continue
-        said = _last_words(log, log.with_suffix(".json"), patient)
-        if said:
-            failures.append({"stage": job, "sentence": said})
-    return failures
-
-
-def _place(job, patient):
-    """Return the folder of a job and the name of its files."""
-    stage, _, timepoint = job.partition(" ")
-    return stage, f"{patient}_{timepoint}" if timepoint else patient
-
-
-def _last_words(log, output, patient):
-    """Return what a failed job said at its end; None if it did its work."""
-    lines = log.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")
-    said = [number for number, line in enumerate(lines) if line.startswith(SAID)]
-    if said:
-        text = " ".join(" ".join(lines[said[-1] :]).split())
-        return text.removeprefix(SAID).removeprefix(f"patient {patient}: ")
-    if any(line.startswith("Traceback ") for line in lines):
-        return f"{lines[-1].strip()} (a fault of haemex; traceback in {log})"
-    if not output.is_file():
-        return f"the job ended without a word: stopped from outside, or out of memory; its log is {log}"
-    return None
 
 
 def _inspected(path):
@@ -249,6 +241,8 @@ def _draw_plain_pictures(results, failed):
 
     drawn = 0
     for row in failed:
+        if "picture" in row:  # of the inspection
+            continue
         ct, picture = (
             results / "convert" / f"{row['patient']}_baseline.nii.gz",
             results / "qc" / f"{row['patient']}.png",
@@ -289,7 +283,7 @@ def _write_html(rows, field_of_view_mm, template_folder, page_out):
 
 def cells(row):
     """Print the numbers and texts of a row: list of (text, value to sort by), in the order of the page."""
-    if row["state"] != "inspected":
+    if row["state"] == "waiting" or "slices" not in row:
         return [("", "")] * (len(NUMBERS) + len(TEXTS))
     numbers = [(show(row[key], key, digits), _sortable(row[key])) for key, _, _, digits in NUMBERS]
     texts = {key: _text(row[key], "{:.3f}") or "" for key, *_ in TEXTS}

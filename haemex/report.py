@@ -21,7 +21,7 @@ from haemex.model_card import training_population, weights_files, write_model_ca
 from haemex.pages import page_environment
 from haemex.printing import interval, minus_signs, number, percent, setting, share, span
 from haemex.protocol_comparison import compare_protocols, without_paths
-from haemex.report_text import answer, caveats, failed_outlines, is_read, verdict
+from haemex.report_text import answer, caveats, exclusions, failed_outlines, is_read, verdict
 from haemex.settings import candidate_settings, load_schema
 from haemex.statistics import format_p
 from haemex.tables import read_table
@@ -47,7 +47,16 @@ TABLES = (
 )
 # Supplementary tables in the order of the page; those that a study does not have are not counted.
 SUPPLEMENT = (
-    *("population", "table1_expansion", "label_flips", "acquisition", "agreement", "candidates", "scanner_study"),
+    *(
+        "population",
+        "excluded",
+        "table1_expansion",
+        "label_flips",
+        "acquisition",
+        "agreement",
+        "candidates",
+        "scanner_study",
+    ),
     "segmentation",
     *("failures", "table2_more", "operating_points", "marker_agreement", "marker_disagreements", "precision"),
     *("subgroups", "label_sensitivity", "calibration", "decision_curve", "leaks", "deviations", "tripod", "claim"),
@@ -96,7 +105,7 @@ def write_report(
     template_folder : path-like
         `workflow/report`.
     flow_path, flips_path, cohort_path : path-like
-        `cohort/flow.json`, `cohort/label_flips.tsv`, `cohort/cohort.tsv`.
+        `table1/flow.json`, `cohort/label_flips.tsv`, `cohort/cohort.tsv`.
     measure_folder : path-like
         `{patient}.json` with the digests of the scans' pixels, and `{patient}_haematoma.nii.gz`.
     table1_path, table1_expansion_path : path-like
@@ -104,7 +113,7 @@ def write_report(
     evaluate_folder : path-like
         Everything `haemex.evaluation.evaluate_study` and `haemex.figures.draw_figures` wrote.
     cards_path : path-like
-        `cards/cards.json`, beside the pictures `{patient}.png`.
+        `cards/cards.json`, beside `pictures/{patient}.png`.
     candidates_path, selected_path : path-like or None
         `select/candidates.tsv` and `select/selected.json`; None where another study's model is evaluated.
     model_path : path-like
@@ -143,6 +152,7 @@ def write_report(
         "synthetic": "phantom" in config,
         "reachable_auc": reachable_auc,
         "flow": flow,
+        "excluded": exclusions(flow),
         "summary": summary,
         "selected": selected,
         "seeds": read_json(seeds_path) if seeds_path else None,
@@ -182,7 +192,7 @@ def write_report(
         **tables,
     }
     first = [] if table1 else ["table1_expansion"]  # then it is Table 1 itself
-    optional = (*first, "agreement", "candidates", "scanner_study", "marker_disagreements", "deviations")
+    optional = (*first, "excluded", "agreement", "candidates", "scanner_study", "marker_disagreements", "deviations")
     absent = {name for name in optional if name in first or not context[name]}
     absent |= set() if context["external"] else {"population"}
     context["T"] = {name: f"Table S{n}" for n, name in enumerate((n for n in SUPPLEMENT if n not in absent), 1)}
@@ -218,7 +228,7 @@ def cards_with_pictures(cards_path):
     """Read the patients' cards, each with its picture as a data URI in `image`."""
     from markupsafe import Markup
 
-    folder = Path(cards_path).parent
+    folder = Path(cards_path).parent / "pictures"
     return [card | {"image": Markup(data_uri(folder / f"{card['patient']}.png"))} for card in read_json(cards_path)]
 
 

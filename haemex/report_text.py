@@ -1,6 +1,6 @@
 """What the report says in words: the answer, the comparison of AUCs, and what a careful reader has to know first."""
 
-from haemex.cohort import expansion_definitions
+from haemex.cohort import by_reason, expansion_definitions
 from haemex.markers import MARKERS
 from haemex.pages import plural
 from haemex.printing import interval, number, percent, span
@@ -11,6 +11,8 @@ from haemex.statistics import format_p
 WANTED_EVENTS = 100
 # Rows of Table 1 that the caveats name, when values are missing in more rows than these.
 NAMED_MISSING = 5
+# Reasons of the investigators that the caveats name; a table has all of them.
+NAMED_REASONS = 5
 
 
 def is_read(row):
@@ -126,6 +128,7 @@ def caveats(summary, flow, selected, table1, acquisition, agreement, cohorts, sy
     said += _of_the_sample(summary, acquisition, external=selected is None)
     said += _of_the_segmentation(summary)
     said += _of_the_models(summary)
+    said += _of_the_excluded(flow)
     said += _of_missing_values(summary, flow, table1)
     said += _of_readers_and_time(agreement, cohorts)
     return said
@@ -229,6 +232,57 @@ def _of_the_models(summary):
             f"{number(train['out_of_fold']['median'])} out-of-fold."
         )
     return said
+
+
+def exclusions(flow):
+    """Say who was excluded by the investigators: numbers for sentences and a table, by reason.
+
+    Parameters
+    ----------
+    flow : dict
+        `flow.json`.
+
+    Returns
+    -------
+    dict or None
+        None where nobody was. `number` of `all` who would have entered; `cohorts`: by cohort (`train`, `test`; those
+        with patients only) the pair of excluded and all; `reasons`: see `haemex.cohort.by_reason`.
+    """
+    excluded = flow.get("excluded_by_investigators")
+    if not excluded:
+        return None
+    cohorts = {}
+    for name in ("train", "test"):
+        number = sum(one["cohort"] == name for one in excluded)
+        if flow[name] + number:
+            cohorts[name] = (number, flow[name] + number)
+    return {
+        "number": len(excluded),
+        "all": sum(everybody for _, everybody in cohorts.values()),
+        "cohorts": cohorts,
+        "reasons": by_reason(excluded),
+    }
+
+
+def _of_the_excluded(flow):
+    excluded = exclusions(flow)
+    if not excluded:
+        return []
+    titles = {"train": "training", "test": "test"}
+    where = ", ".join(
+        f"{number} of {everybody} in the {titles[name]} cohort"
+        for name, (number, everybody) in excluded["cohorts"].items()
+    )
+    named = excluded["reasons"][:NAMED_REASONS]
+    why = "; ".join(f"{one['reason']} ({one['number']})" for one in named)
+    rest = len(excluded["reasons"]) - len(named)
+    more = f"; and {plural(rest, 'other reason')}" if rest else ""
+    were = f"{excluded['number']} {'was' if excluded['number'] == 1 else 'were'}"
+    return [
+        f"Of {plural(excluded['all'], 'patient')} who met all criteria, {were} excluded by the investigators "
+        f"afterwards ({where}): {why}{more}. Nothing was imputed for them; if they differ from the others in what "
+        "matters, leaving them out biases every result."
+    ]
 
 
 def _of_missing_values(summary, flow, table1):

@@ -7,11 +7,16 @@ import os
 import sys
 from pathlib import Path
 
-from haemex.cohort import ELIGIBILITY_COLUMNS, assume_well, enters, ineligibility, refused_columns, split
+from haemex.cluster_failures import tell_cluster_failures
+from haemex.cohort import ELIGIBILITY_COLUMNS, assume_well, cohort_of, enters, refuse_all_excluded, refused_columns
 from haemex.cohort_table import parse_cohort_table
 from haemex.errors import InputError
-from haemex.locks import hold_for_ever
+from haemex.failures import Unfinished, jobs_of
+from haemex.logs import of_the_disk
+from haemex.memory import training_mb
 from haemex.model_description import fold_numbers, read_description, refuse_other_preparation
+from haemex.output_folders import drop_incomplete
+from haemex.recovery import hold_study, mend
 from haemex.settings import candidate_names, candidate_settings, check_config
 
 # Each has its rules in workflow/rules/; the optional ones where the config has a section of that name.
@@ -31,15 +36,29 @@ READINGS = ("hypodensity", "black_hole", "swirl", "blend", "fluid_level", "irreg
 
 @contextlib.contextmanager
 def one_sentence():
-    """End the program with one clear sentence when the config or the cohort table is refused."""
+    """End the program with one clear sentence when config or cohort table are refused, or the disk does not obey."""
     try:
         yield
     except InputError as error:
         sys.exit(f"haemex: {error}")
+    except OSError as error:
+        if not of_the_disk(error):
+            raise
+        sys.exit(f"haemex: {of_the_disk(error)}")
 
 
-def make_study(config):
-    """Make what the rules ask: a study, or with `new_patients` in the config a list of patients to predict."""
+def make_study(config, main=False):
+    """Make what the rules ask: a study, or with `new_patients` in the config a list of patients to predict.
+
+    `main` says that this is no job's Snakemake: what a run that was cut off left half-written is found first, before
+    Snakemake looks what there is.
+    """
+    check_config(config)
+    # Else matplotlib keeps its list of fonts in the home folder, which a node of a cluster may not have.
+    os.environ.setdefault("MPLCONFIGDIR", os.path.abspath(".snakemake/matplotlib"))
+    results = Path("results", config["study"])
+    if main and any([mend(results), drop_incomplete(results)]):
+        Unfinished(results / ".unfinished").begin()
     if "new_patients" in config:
         from haemex.new_patients import NewPatients
 
@@ -64,8 +83,10 @@ class Study:
         The stages of this study.
     results : list of str
         What the study ends with.
-    targets : list of str
+    targets : list
         What a run makes: with a faulty table the check alone, which lists the faults.
+    unfinished : haemex.failures.Unfinished
+        Whether an earlier run has not ended well.
     external : bool
         Whether nothing is trained, and the model of another study evaluated.
     model : str
@@ -94,20 +115,17 @@ class Study:
         if self.external:
             self._take_model(config["model"])
         self.truth = []
+        self.unfinished = Unfinished(Path("results", config["study"], ".unfinished"))
         self._listings = {}
         if "phantom" in config:
             self._write_synthetic_table()
         rows, self.faults = parse_cohort_table(self.table)
         self.rows = {row["patient"]: row for row in rows}
-        cohort_of = {
-            patient: split(row["admission_date"], config["cohorts"])
-            for patient, row in self.rows.items()
-            if not ineligibility(row, config["eligibility"])
-        }
-        self.training = sorted(patient for patient, cohort in cohort_of.items() if cohort == "train")
-        self.testing = sorted(patient for patient, cohort in cohort_of.items() if cohort == "test")
-        self.patients = sorted(self.training + self.testing)
         criteria = config["eligibility"], config["cohorts"]
+        cohorts = {patient: cohort_of(row, *criteria) for patient, row in self.rows.items() if enters(row, *criteria)}
+        self.training = sorted(patient for patient, cohort in cohorts.items() if cohort == "train")
+        self.testing = sorted(patient for patient, cohort in cohorts.items() if cohort == "test")
+        self.patients = sorted(self.training + self.testing)
         self.checked = sorted(
             patient
             for patient, row in self.rows.items()
@@ -122,7 +140,8 @@ class Study:
                 self.results.append(f"<results>/{name}/{table}.tsv")
         self.targets = ["<results>/check/verdict.json"]
         if not self.faults:
-            self.targets += ["<results>/qc/index.html", "<results>/qc/qc.tsv", *self.results]
+            refuse_all_excluded(rows, *criteria, self.table)
+            self.targets += ["<results>/qc/index.html", "<results>/qc/qc.tsv", *self.results, self.owed]
 
     def _take_model(self, folder):
         """Take the model bundle of another study, and refuse it before anything is computed."""
@@ -148,10 +167,18 @@ class Study:
         self.truth = [(folder / "truth.tsv").as_posix()]
 
     def hold(self):
-        """Refuse to work on the study beside another Snakemake; the lock ends with the process, however it ends."""
-        name = self.config["study"]
+        """Refuse to work on the study beside another Snakemake; the lock ends with the process, however it ends.
+
+        From then on, what fails on a cluster is told.
+        """
         with one_sentence():
-            hold_for_ever(Path("results", name, ".lock"), f"the study {name}")
+            hold_study(self.config["study"])
+        self.unfinished.begin()
+        tell_cluster_failures()
+
+    def owed(self, wildcards):
+        """List an output of every job if a run has not ended well; Snakemake asks for the last ones alone."""
+        return [f"<results>/{job.output}" for job in jobs_of(self)] if self.unfinished else []
 
     def of_training(self, paths):
         """Return what only a training leaves; nothing in an external study."""
@@ -206,9 +233,26 @@ class Study:
         listings = [[self.listing(patient, column) for column in self.SCANS] for patient in self.checked]
         return _digest([rows, self.faults, listings])
 
+    def kept(self, what, path):
+        """Return an output, marked for deletion after its last use where `storage` in the config does not keep it."""
+        if self.config["storage"][f"keep_{what}"]:
+            return path
+        from snakemake.io import temp
+
+        return temp(path)
+
     def candidate(self, name, section):
         """Return the section `network` or `training` as a candidate changes it."""
         return candidate_settings(self.config, name)[section]
+
+    def training_mb(self, *names):
+        """Return the memory that a training declares, MB: enough for whichever of these candidates it is."""
+        copies = len(self.training) * self.config["augment"]["copies"]
+        rest = self.config["resample"]["matrix"], copies, self.config["computing"]["memory_gb"]
+        return max(
+            training_mb(self.candidate(name, "network"), self.candidate(name, "training")["batch_size"], *rest)
+            for name in names
+        )
 
 
 def _entries(folder):

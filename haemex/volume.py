@@ -63,6 +63,7 @@ def read_mask(path):
         return read_volume(path)
     import SimpleITK
 
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # jobs run side by side
     try:
         image = SimpleITK.ReadImage(str(path))
     except RuntimeError:  # its text is a stack of C++ source lines

@@ -219,10 +219,10 @@ def fabricate(folder, matrix=48, slices=12, signal=1.5, seed=10):
                 "grid_affine": grid.tolist(),
             },
         )
-        (R / "predict").mkdir(exist_ok=True)
-        write_volume(R / f"predict/{patient}_haematoma.nii.gz", predicted, affine)
+        (R / "predict/maps").mkdir(parents=True, exist_ok=True)
+        write_volume(R / f"predict/maps/{patient}_haematoma.nii.gz", predicted, affine)
         grid_predicted = ellipsoid(grid_shape, grid, centre + miss, radii) * bool(predicted.any())
-        write_volume(R / f"predict/{patient}_grid.nii.gz", grid_predicted.astype(np.uint8), grid)
+        write_volume(R / f"predict/maps/{patient}_grid.nii.gz", grid_predicted.astype(np.uint8), grid)
 
         row = {
             "patient": patient,

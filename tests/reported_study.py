@@ -64,9 +64,9 @@ def finish_external(folder):
 
 
 def _make_cards(R, out_of_fold_path):
-    for path in sorted((R / "predict").glob("*_grid.nii.gz")):
+    for path in sorted((R / "predict/maps").glob("*_grid.nii.gz")):
         mask, affine = read_volume(path)  # what speaks for expansion, by this network: the outline
-        write_volume(R / "predict" / path.name.replace("_grid", "_relevance"), mask.astype(np.float32), affine)
+        write_volume(R / "predict/maps" / path.name.replace("_grid", "_relevance"), mask.astype(np.float32), affine)
     write_cards(
         cohort_path=R / "cohort/cohort.tsv",
         predictions_path=R / "predict/predictions.tsv",

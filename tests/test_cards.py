@@ -501,7 +501,7 @@ def paths(R, out):
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     study = fabricate(tmp_path_factory.mktemp("study"), matrix=32, slices=8)
-    for path in sorted((study.R / "predict").glob("*_grid.nii.gz")):
+    for path in sorted((study.R / "predict/maps").glob("*_grid.nii.gz")):
         shape, affine = read_grid(path)
         relevance = np.zeros([size // 4 for size in shape], np.float32)
         relevance[0, 4, 4] = 1
@@ -517,12 +517,11 @@ def study(tmp_path_factory):
 def test_every_patient_has_one_card_and_one_picture(study):
     assert sorted(card["patient"] for card in study.cards) == sorted(row["patient"] for row in study.rows)
     for card in study.cards:
-        picture = Image.open(study.R / f"cards/{card['patient']}.png")
+        picture = Image.open(study.R / f"cards/pictures/{card['patient']}.png")
         assert picture.mode == "P"
-    assert {path.name for path in (study.R / "cards").iterdir()} == {
-        "cards.json",
-        *(f"{card['patient']}.png" for card in study.cards),
-    }
+    assert {path.name for path in (study.R / "cards").iterdir()} == {"cards.json", "pictures"}
+    pictures = {path.name for path in (study.R / "cards/pictures").iterdir()}
+    assert pictures == {f"{card['patient']}.png" for card in study.cards}
 
 
 def test_every_number_equals_the_table_it_came_from(study):
@@ -573,8 +572,8 @@ def test_the_file_stands_in_the_order_promised(study):
 
 def test_the_same_study_gives_the_same_bytes(study, tmp_path):
     write_cards(**paths(study.R, tmp_path))
-    for path in (study.R / "cards").iterdir():
-        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+    for path in (study.R / "cards").rglob("*.*"):
+        assert (tmp_path / path.relative_to(study.R / "cards")).read_bytes() == path.read_bytes(), path.name
 
 
 def test_a_patient_missing_from_a_table_is_refused_and_named(study, tmp_path):
@@ -732,6 +731,6 @@ def test_nothing_but_codes_and_numbers_is_written(study, identity):
 
 
 def test_the_field_of_view_is_that_of_the_network(study):
-    shape, affine = read_grid(study.R / "predict/P001_grid.nii.gz")
+    shape, affine = read_grid(study.R / "predict/maps/P001_grid.nii.gz")
     low, high = field_box(affine, shape[::-1])
     assert high - low == pytest.approx([160, 160, 80])

@@ -2,20 +2,25 @@ import datetime
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from haemex.cohort import (
     COHORT_COLUMNS,
     assume_well,
     build_cohort,
+    by_reason,
+    enters,
+    excluded_by_investigators,
     flow,
     ineligibility,
     is_expansion,
     label_flips,
     read_cohort,
+    refuse_all_excluded,
     refuse_doubled_scans,
     split,
+    write_flow,
 )
 from haemex.errors import InputError
 
@@ -58,6 +63,7 @@ def row(**changes):
         "ct_to_followup_h": 22.0,
         "died_or_surgery_before_followup": False,
         "poor_image_quality": False,
+        "excluded": None,
     }
     return {**typed, **changes}
 
@@ -151,15 +157,14 @@ def measured(patient, baseline, followup, digest=None):
 
 
 def build(tmp_path, changes, volumes, digests=None):
-    table = write_table(tmp_path / "t.tsv", *changes)
+    table = write_table(tmp_path / "t.tsv", *changes, columns=["excluded"])
     paths = []
     for patient, (baseline, followup) in volumes.items():
         path = tmp_path / f"{patient}.json"
         path.write_text(json.dumps(measured(patient, baseline, followup, (digests or {}).get(patient))))
         paths.append(path)
-    build_cohort(
-        table, paths, tmp_path / "c.tsv", tmp_path / "f.json", tmp_path / "l.tsv", ELIGIBILITY, COHORTS, EXPANSION, 2, 7
-    )
+    build_cohort(table, paths, tmp_path / "c.tsv", tmp_path / "l.tsv", ELIGIBILITY, COHORTS, EXPANSION, 2, 7)
+    write_flow(table, tmp_path / "c.tsv", tmp_path / "f.json", ELIGIBILITY, COHORTS)
     return read_cohort(tmp_path / "c.tsv"), json.loads((tmp_path / "f.json").read_text())
 
 
@@ -217,7 +222,8 @@ def adds_up(counts):
     """Every patient of a box of the flow diagram is in one of the boxes below it."""
     assert counts["screened"] == sum(counts["not_included"].values()) + counts["included"]
     assert counts["included"] == sum(counts["excluded"].values()) + counts["eligible"]
-    assert counts["eligible"] == counts["outside_dates"] + counts["train"] + counts["test"]
+    later = len(counts["excluded_by_investigators"])
+    assert counts["eligible"] == counts["outside_dates"] + later + counts["train"] + counts["test"]
     assert all(0 <= counts["expansion"][name] <= counts[name] for name in ("train", "test"))
     return True
 
@@ -233,11 +239,13 @@ ANY_PATIENT = st.fixed_dictionaries(
         "ct_to_followup_h": st.none() | st.floats(18, 26),
         "died_or_surgery_before_followup": st.booleans(),
         "poor_image_quality": st.booleans(),
+        "excluded": st.sampled_from([None, None, "series incomplete", "mask lost"]),
         "expansion": st.integers(0, 1),
     }
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(ANY_PATIENT, max_size=40))
 def test_the_flow_diagram_adds_up_whoever_was_screened(patients):
     rows = [{"patient": f"P{i}", **one} for i, one in enumerate(patients)]
@@ -245,9 +253,9 @@ def test_the_flow_diagram_adds_up_whoever_was_screened(patients):
     members = [
         {"cohort": split(one["admission_date"], COHORTS), "expansion": one["expansion"]}
         for one in rows
-        if not reasons[one["patient"]] and split(one["admission_date"], COHORTS)
+        if enters(one, ELIGIBILITY, COHORTS)
     ]
-    counts = flow(rows, reasons, members)
+    counts = flow(rows, reasons, members, excluded_by_investigators(rows, ELIGIBILITY, COHORTS))
     assert adds_up(counts) and counts["screened"] == len(rows)
     for cohort in ("train", "test"):
         assert counts[cohort] == sum(one["cohort"] == cohort for one in members)
@@ -261,6 +269,51 @@ def test_the_flow_diagram_counts_the_patients_of_the_cohort_file(tmp_path):
         group = [one for one in members if one["cohort"] == cohort]
         assert counts[cohort] == len(group)
         assert counts["expansion"][cohort] == sum(one["expansion"] for one in group)
+
+
+def test_the_excluded_by_hand_and_the_first_reason_wins(tmp_path):
+    """A1 and B0 would have entered; C0 (too young), C1 (ventricular) and C2 (too late) are out already."""
+    marked = {"A1": "series incomplete", "B0": "mask lost", "C0": "x y", "C1": "x y", "C2": "x y"}
+    changes = [{**one, "excluded": marked.get(one["patient"], "")} for one in CHANGES]
+    changes += [{"patient": "B2", "admission_date": "2019-01-01"}]
+    volumes = {patient: pair for patient, pair in VOLUMES.items() if patient not in marked} | {"B2": (8, 8)}
+    members, counts = build(tmp_path, changes, volumes)
+    assert [m["patient"] for m in members] == ["A0", "A2", "A3", "B1", "B2"]
+    assert counts["excluded_by_investigators"] == [
+        {"patient": "A1", "cohort": "train", "reason": "series incomplete"},
+        {"patient": "B0", "cohort": "test", "reason": "mask lost"},
+    ]
+    assert counts["screened"] == 10 and counts["eligible"] == 8 and counts["outside_dates"] == 1
+    assert counts["not_included"]["age"] == 1 and counts["excluded"]["ventricular_only"] == 1
+    assert (counts["train"], counts["test"]) == (3, 2) and adds_up(counts)
+
+
+def test_who_is_excluded_changes_no_ones_fold(tmp_path):
+    """Of the test cohort: the training folds stay. The same table with the patient ineligible gives the same cohort."""
+    before, _ = build(tmp_path, [*CHANGES, {"patient": "B2", "admission_date": "2019-01-01"}], VOLUMES | {"B2": (8, 8)})
+    marked = {"patient": "B2", "admission_date": "2019-01-01", "excluded": "series incomplete"}
+    after, _ = build(tmp_path, [*CHANGES, marked], VOLUMES)
+    assert after == [one for one in before if one["patient"] != "B2"]
+    ineligible, _ = build(tmp_path, [*CHANGES, marked | {"excluded": "", "age_years": "10"}], VOLUMES)
+    assert after == ineligible
+
+
+def test_reasons_are_counted_the_commonest_first_whatever_their_capitals():
+    told = [("P1", "train", "Mask lost"), ("P2", "test", "series incomplete"), ("P3", "train", "mask lost")]
+    excluded = [dict(zip(("patient", "cohort", "reason"), one, strict=True)) for one in told]
+    assert by_reason(excluded) == [
+        {"reason": "Mask lost", "train": ["P1", "P3"], "test": [], "number": 2},
+        {"reason": "series incomplete", "train": [], "test": ["P2"], "number": 1},
+    ]
+    assert by_reason([]) == []
+
+
+def test_a_cohort_that_is_excluded_whole_is_refused_in_one_sentence():
+    rows = [row(patient="A", excluded="lost"), row(patient="B", excluded="lost"), row(patient="C", age_years=10)]
+    with pytest.raises(InputError, match=r"every patient of the training cohort \(2\) is marked in `excluded`"):
+        refuse_all_excluded(rows, ELIGIBILITY, COHORTS, "t.tsv")
+    refuse_all_excluded([*rows, row(patient="D")], ELIGIBILITY, COHORTS, "t.tsv")
+    refuse_all_excluded([row(patient="C", age_years=10)], ELIGIBILITY, COHORTS, "t.tsv")
 
 
 def test_one_person_under_two_patients_is_refused_before_any_training(tmp_path):
@@ -299,11 +352,12 @@ def test_without_a_training_period_all_are_test_patients_and_there_are_no_folds(
     for patient, followup in (("B0", 10), ("B1", 30), ("B2", 11)):
         paths.append(tmp_path / f"{patient}.json")
         paths[-1].write_text(json.dumps(measured(patient, 10, followup)))
-    outputs = [tmp_path / name for name in ("c.tsv", "f.json", "l.tsv")]
+    outputs = [tmp_path / name for name in ("c.tsv", "l.tsv")]
     build_cohort(table, paths, *outputs, ELIGIBILITY, EXTERNAL, EXPANSION, 5, 7)
+    write_flow(table, outputs[0], tmp_path / "f.json", ELIGIBILITY, EXTERNAL)
     members = [(row["patient"], row["cohort"], row["fold"], row["expansion"]) for row in read_cohort(outputs[0])]
     assert members == [("B0", "test", None, 0), ("B1", "test", None, 1), ("B2", "test", None, 0)]
-    counts = json.loads(outputs[1].read_text())
+    counts = json.loads((tmp_path / "f.json").read_text())
     assert (counts["train"], counts["test"], counts["outside_dates"]) == (0, 3, 1)
     assert counts["expansion"] == {"train": 0, "test": 1}
 
@@ -311,7 +365,7 @@ def test_without_a_training_period_all_are_test_patients_and_there_are_no_folds(
 def test_without_a_training_period_one_outcome_alone_is_refused(tmp_path):
     table = write_table(tmp_path / "table.tsv", {"patient": "B0", "admission_date": "2019-01-01"})
     (tmp_path / "B0.json").write_text(json.dumps(measured("B0", 10, 30)))
-    outputs = [tmp_path / name for name in ("c.tsv", "f.json", "l.tsv")]
+    outputs = [tmp_path / name for name in ("c.tsv", "l.tsv")]
     with pytest.raises(InputError, match="the test cohort has 1 patients, 1 of them with expansion"):
         build_cohort(table, [tmp_path / "B0.json"], *outputs, ELIGIBILITY, EXTERNAL, EXPANSION, 5, 7)
 

@@ -33,10 +33,10 @@ def test_a_durable_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypa
     path, seen = tmp_path / "a", []
     sync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: (seen.append(path.exists()), sync(handle)))
-    write_atomically(path, b"quick")
+    write_atomically(path, b"quick", durable=False)
     assert seen == [] and path.read_bytes() == b"quick"
     path.unlink()
-    write_atomically(path, b"durable", durable=True)
+    write_atomically(path, b"durable")
     assert seen == [False] and path.read_bytes() == b"durable"
 
 
@@ -89,6 +89,16 @@ def test_a_file_system_without_locks_is_written_all_the_same(tmp_path, monkeypat
     with pytest.raises(OSError, match="a fault"):
         write_atomically(path, b"never")
     assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("number", haemex.files.NO_SYNC)
+def test_a_file_system_that_cannot_wait_for_its_disk_is_written_all_the_same(tmp_path, monkeypatch, number):
+    def refuse(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_atomically(tmp_path / "a", b"content")
+    assert (tmp_path / "a").read_bytes() == b"content"
 
 
 def test_json_is_sorted_strict_and_read_back(tmp_path):

@@ -28,7 +28,7 @@ def test_a_fault_leaves_its_traceback_in_the_log_and_one_line_on_the_terminal(tm
 def test_a_full_disk_is_one_sentence_even_if_the_log_cannot_be_written(tmp_path, capfd):
     with pytest.raises(SystemExit) as end, log_to(tmp_path / "job.log", patient="P7"):
         raise OSError(errno.ENOSPC, "No space left on device", "results/a.nii.gz")
-    said = "haemex: patient P7: the disk is full (results/a.nii.gz). Free some space, and run the same command again.\n"
+    said = "haemex: patient P7: results/a.nii.gz: the disk is full. Free some space, and run the same command again.\n"
     assert end.value.code == 1 and capfd.readouterr().err == said == (tmp_path / "job.log").read_text()
     if os.path.exists("/dev/full"):
         (tmp_path / "full.log").symlink_to("/dev/full")

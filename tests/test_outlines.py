@@ -31,8 +31,8 @@ def test_dice_against_sets_of_voxels(finished):
     assert len(rows) == TRAIN + TEST
     for patient in ("P002", "P013", "P020"):
         for column, a, b in (
-            ("dice_native", f"measure/{patient}_haematoma.nii.gz", f"predict/{patient}_haematoma.nii.gz"),
-            ("dice_grid", f"resample/{patient}_haematoma.nii.gz", f"predict/{patient}_grid.nii.gz"),
+            ("dice_native", f"measure/{patient}_haematoma.nii.gz", f"predict/maps/{patient}_haematoma.nii.gz"),
+            ("dice_grid", f"resample/{patient}_haematoma.nii.gz", f"predict/maps/{patient}_grid.nii.gz"),
         ):
             sets = [{tuple(v) for v in np.argwhere(read_volume(finished.R / one)[0])} for one in (a, b)]
             expected = 2 * len(sets[0] & sets[1]) / (len(sets[0]) + len(sets[1]))
@@ -43,7 +43,7 @@ def test_dice_against_sets_of_voxels(finished):
 
 
 def test_masks_on_other_grids_are_refused(study):
-    path = study.R / "predict/P013_haematoma.nii.gz"
+    path = study.R / "predict/maps/P013_haematoma.nii.gz"
     mask, affine = read_volume(path)
     shifted = affine.copy()
     shifted[2, 3] += 5
@@ -106,8 +106,8 @@ def test_surface_distances_are_those_of_the_files(finished):
 
     rows = {row["patient"]: row for row in read_table(finished.R / "evaluate/dice.tsv")}
     for grid, a, b in (
-        ("native", "measure/P016_haematoma.nii.gz", "predict/P016_haematoma.nii.gz"),
-        ("grid", "resample/P016_haematoma.nii.gz", "predict/P016_grid.nii.gz"),
+        ("native", "measure/P016_haematoma.nii.gz", "predict/maps/P016_haematoma.nii.gz"),
+        ("grid", "resample/P016_haematoma.nii.gz", "predict/maps/P016_grid.nii.gz"),
     ):
         (one, affine), (other, _) = read_volume(finished.R / a), read_volume(finished.R / b)
         hd95, assd = surface_distances(one, other, affine)

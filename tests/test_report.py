@@ -335,6 +335,16 @@ def test_no_ensemble_is_not_mentioned(write, demo, finished):
         summary.write_text(kept)
 
 
+def test_a_cohort_without_markers_has_no_bat_score_and_its_report_all_the_same(write, demo, finished):
+    """The markers are optional columns; Table 2 then lacks the point that the test cohort would have chosen."""
+    summary = finished.R / "evaluate/summary.json"
+    kept = summary.read_bytes()
+    change_json(summary, lambda content: content["optimistic"].pop("BAT score"))
+    without = write(demo)
+    summary.write_bytes(kept)
+    assert "BAT score" in without and len(without) < len(write(demo))
+
+
 def test_no_deviation_is_said_too(write, paper):
     words = Page(write(paper)).text
     assert "None: every setting of this run is that of the paper's protocol" in words

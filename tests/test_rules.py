@@ -38,11 +38,18 @@ def test_a_rule_has_one_name_in_three_places_and_says_what_it_depends_on(rule):
 def test_training_asks_for_the_gpu_by_its_right_name_and_nothing_else_by_a_wrong_one(rule):
     resources = re.findall(r"resources:\n((?:        .*\n)+)", RULES[rule])
     named = re.findall(r"(\w+)=", "".join(resources))
-    assert set(named) <= {"gpu"}, "a misspelt resource is ignored by Snakemake in silence"
+    assert set(named) <= {"gpu", "mem_mb", "runtime"}, "a misspelt resource is ignored by Snakemake in silence"
     assert ("gpu" in named) == (rule in TRAINING | {"predict"})
     profile = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text())
     assert profile["resources"] == ["gpu=1"]
     assert "code" not in profile["rerun-triggers"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_declares_its_memory_more_after_a_failure_and_its_time(rule):
+    resources = "".join(re.findall(r"resources:\n((?:        .*\n)+)", RULES[rule]))
+    assert re.search(r"mem_mb=lambda w, attempt: attempt \* (\d{4}|study\.training_mb\(.+\)),\n", resources)
+    assert re.search(r"runtime=\d+,", resources)
 
 
 def test_rule_files_hold_no_functions_and_open_with_their_contract():

@@ -282,7 +282,10 @@ from types import SimpleNamespace
 from haemex.provenance import code_version
 
 study = SimpleNamespace(
-    training={patients!r}, folds=[0, 1], candidate=lambda name, section: config["candidates"][name][section]
+    training={patients!r},
+    folds=[0, 1],
+    candidate=lambda name, section: config["candidates"][name][section],
+    training_mb=lambda *names: 1000,
 )
 pathvars:
     results="results",

@@ -337,6 +337,7 @@ def test_a_faulty_table_is_checked_with_everything_else_and_nothing_more_is_done
     }  # fmt: skip
 
 
+@pytest.mark.slow  # tests/test_failures.py has more of this
 def test_a_failed_patient_stands_on_the_quality_page_until_mended(users):
     """One patient's CT loses half a slice: the page names him; mended, or taken out, the page is whole again."""
     patient = users.members[1]
@@ -439,6 +440,7 @@ def test_a_changed_mask_runs_its_patient_and_the_cohort_stages(project):
     assert project.jobs() == {}
 
 
+@pytest.mark.slow  # tests/test_failures.py has more of this, in a smaller study
 def test_a_bad_patient_is_named_and_stops_no_other(tmp_path_factory, project):
     """An empty mask: its patient is refused by name, all other patients are measured."""
     patients = sorted(path.name for path in (project.results / "phantom").iterdir() if path.is_dir())
@@ -467,6 +469,7 @@ def test_a_bad_patient_is_named_and_stops_no_other(tmp_path_factory, project):
     assert {path: path.read_bytes() for path in kept} == kept
 
 
+@pytest.mark.slow  # tests/test_faults.py kills a smaller study, more often
 def test_a_killed_run_resumes_to_the_same_bytes(tmp_path_factory, project):
     """Killed with SIGKILL twice, then completed, in a folder of another name: the bytes of the undisturbed run.
 
@@ -493,6 +496,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path_factory, project):
     assert other.digests() == project.digests()
 
 
+@pytest.mark.slow  # so does tests/test_faults.py
 def test_two_runs_of_one_study_do_not_race(project):
     with locked(project.results / ".lock", "the study small"):
         run = project.run("--forcerun", "table1")

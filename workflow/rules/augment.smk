@@ -8,8 +8,8 @@ rule augment:
         ct="<results>/resample/{patient}_ct.nii.gz",
         haematoma="<results>/resample/{patient}_haematoma.nii.gz",
     output:
-        ct="<results>/augment/{patient}_ct.nii.gz",
-        haematoma="<results>/augment/{patient}_haematoma.nii.gz",
+        ct=study.kept("copies", "<results>/augment/{patient}_ct.nii.gz"),
+        haematoma=study.kept("copies", "<results>/augment/{patient}_haematoma.nii.gz"),
         json="<results>/augment/{patient}.json",
     log:
         "<results>/augment/{patient}.log",
@@ -17,6 +17,9 @@ rule augment:
         "<results>/augment/{patient}.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 1500,
+        runtime=10,
     params:
         copies=config["augment"]["copies"],
         include_original=config["augment"]["include_original"],

@@ -8,11 +8,7 @@ rule cards:
     input:
         cohort="<results>/cohort/cohort.tsv",
         predictions="<results>/predict/predictions.tsv",
-        predicted=expand(
-            "<results>/predict/{patient}_{volume}.nii.gz",
-            patient=study.patients,
-            volume=["haematoma", "grid", "relevance"],
-        ),
+        maps="<results>/predict/maps",
         out_of_fold=study.of_training(["<results>/select/predictions.tsv"]),
         model=study.of_model(["<results>/final/model/model.json"]),
         dice="<results>/evaluate/dice.tsv",
@@ -23,13 +19,16 @@ rule cards:
         markers=expand("<results>/markers/{patient}.json", patient=study.patients),
     output:
         cards="<results>/cards/cards.json",
-        pictures=expand("<results>/cards/{patient}.png", patient=study.patients),
+        pictures=directory("<results>/cards/pictures"),  # one output: see the rule predict
     log:
         "<results>/cards/cards.log",
     benchmark:
         "<results>/cards/cards.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 2000,
+        runtime=60,
     params:
         code=code_version("cards"),
     script:

@@ -20,6 +20,9 @@ rule check:
     conda:
         "../../envs/haemex.yaml"
     threads: 4
+    resources:
+        mem_mb=lambda w, attempt: attempt * 2000,
+        runtime=30,
     params:
         study=config["study"],
         table=lambda w: study.check_digest(),

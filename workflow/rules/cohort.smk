@@ -1,5 +1,5 @@
 # Who enters, the expansion label, the temporal split, the folds; Table 1.
-# In: the cohort table, measured volumes.  Out: cohort.tsv, flow.json, label_flips.tsv; table1.tsv, table1_expansion.tsv.
+# In: the cohort table, measured volumes.  Out: cohort.tsv, label_flips.tsv; flow.json, table1.tsv, table1_expansion.tsv.
 
 
 rule cohort:
@@ -9,7 +9,6 @@ rule cohort:
         measured=expand("<results>/measure/{patient}.json", patient=study.patients),
     output:
         cohort="<results>/cohort/cohort.tsv",
-        flow="<results>/cohort/flow.json",
         flips="<results>/cohort/label_flips.tsv",
     log:
         "<results>/cohort/cohort.log",
@@ -17,6 +16,9 @@ rule cohort:
         "<results>/cohort/cohort.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 1500,
+        runtime=10,
     params:
         table=study.eligibility_digest(),  # a change in another column re-runs no training
         eligibility=config["eligibility"],
@@ -30,11 +32,12 @@ rule cohort:
 
 
 rule table1:
-    """Compare the training and the test cohort, if there are both, and patients with and without expansion."""
+    """Count the flow of patients; compare the cohorts, if there are both, and patients with and without expansion."""
     input:
         table=ancient(study.table),
         cohort="<results>/cohort/cohort.tsv",
     output:
+        flow="<results>/table1/flow.json",
         table1=study.of_training(["<results>/table1/table1.tsv"]),
         expansion="<results>/table1/table1_expansion.tsv",
     log:
@@ -43,8 +46,13 @@ rule table1:
         "<results>/table1/table1.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 1500,
+        runtime=10,
     params:
         table=study.table_digest(),
+        eligibility=config["eligibility"],
+        cohorts=config["cohorts"],
         code=code_version("table1"),
     script:
         "../scripts/table1.py"

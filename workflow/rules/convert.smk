@@ -7,7 +7,7 @@ rule convert:
     input:
         scan=lambda w: study.given(w.patient, f"{w.timepoint}_ct"),
     output:
-        nifti="<results>/convert/{patient}_{timepoint}.nii.gz",
+        nifti=study.kept("converted", "<results>/convert/{patient}_{timepoint}.nii.gz"),
         json="<results>/convert/{patient}_{timepoint}.json",
     log:
         "<results>/convert/{patient}_{timepoint}.log",
@@ -17,6 +17,9 @@ rule convert:
         timepoint="baseline|followup",
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 2000,
+        runtime=10,
     params:
         scan=lambda w: study.path(w.patient, f"{w.timepoint}_ct"),
         listing=lambda w: study.listing(w.patient, f"{w.timepoint}_ct"),

@@ -9,11 +9,9 @@ rule evaluate:
     input:
         table=ancient(study.table),
         cohort="<results>/cohort/cohort.tsv",
-        flow="<results>/cohort/flow.json",
+        flow="<results>/table1/flow.json",
         predictions="<results>/predict/predictions.tsv",
-        predicted=expand(
-            "<results>/predict/{patient}_{mask}.nii.gz", patient=study.patients, mask=["haematoma", "grid"]
-        ),
+        maps="<results>/predict/maps",
         model=study.of_model(
             [
                 "<results>/final/model/model.json",
@@ -76,6 +74,9 @@ rule evaluate:
         "<results>/evaluate/evaluate.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 3000,
+        runtime=60,
     params:
         table=study.table_digest(),
         external=study.external,

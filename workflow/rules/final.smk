@@ -35,6 +35,8 @@ rule final:
     threads: config["training"]["threads"]
     resources:
         gpu=1,
+        mem_mb=lambda w, attempt: attempt * study.training_mb(*study.candidates),
+        runtime=1440,
     params:
         candidates={
             name: {section: study.candidate(name, section) for section in ("network", "training")}
@@ -63,6 +65,9 @@ rule comparators:
         "<results>/final/comparators.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 1500,
+        runtime=10,
     params:
         table=study.table_digest(),
         expansion=config["expansion"],

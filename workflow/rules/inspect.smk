@@ -24,6 +24,9 @@ rule inspect:
         "<results>/inspect/{patient}.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 1500,
+        runtime=10,
     params:
         field_of_view_mm=config["resample"]["field_of_view_mm"],
         matrix=config["resample"]["matrix"],

@@ -17,6 +17,9 @@ rule markers:
         "<results>/markers/{patient}.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 1500,
+        runtime=10,
     params:
         onset_to_ct_h=lambda w: study.rows[w.patient]["onset_to_ct_h"],
         read=lambda w: study.readings(w.patient),

@@ -20,6 +20,9 @@ rule measure:
         "<results>/measure/{patient}.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 1500,
+        runtime=10,
     params:
         masks=lambda w: {column: study.path(w.patient, column) for column in study.MASKS},
         followup_volume_ml=lambda w: study.rows[w.patient]["followup_volume_ml"],

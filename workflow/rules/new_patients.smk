@@ -15,6 +15,9 @@ rule new_patient:
         "<results>/new_patient/{patient}.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 5000,
+        runtime=30,
     params:
         row=lambda w: study.rows[w.patient],
         listing=lambda w: study.listing(w.patient),
@@ -40,6 +43,9 @@ rule new_patients:
         "<results>/new_patients/new_patients.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 1500,
+        runtime=10,
     params:
         templates=folder_version("workflow/report", "new_patients.html.j2", "style.css"),
         code=code_version("new_patients"),

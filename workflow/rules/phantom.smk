@@ -18,6 +18,9 @@ rule phantom:
         "<results>/phantom/{patient}.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 2000,
+        runtime=10,
     params:
         settings=config["phantom"],
         seed=config["seed"],

@@ -13,9 +13,8 @@ rule predict:
         cts=expand("<results>/convert/{patient}_baseline.nii.gz", patient=study.patients),
     output:
         predictions="<results>/predict/predictions.tsv",
-        native=expand("<results>/predict/{patient}_haematoma.nii.gz", patient=study.patients),
-        grid=expand("<results>/predict/{patient}_grid.nii.gz", patient=study.patients),
-        relevance=expand("<results>/predict/{patient}_relevance.nii.gz", patient=study.patients),
+        # One output, not three per patient: Snakemake's record of every output lists all inputs, and each run reads all.
+        maps=directory("<results>/predict/maps"),
     log:
         "<results>/predict/predict.log",
     benchmark:
@@ -24,6 +23,8 @@ rule predict:
         "../../envs/haemex.yaml"
     resources:
         gpu=1,
+        mem_mb=lambda w, attempt: attempt * 5000,
+        runtime=480,
     params:
         patients={"train": study.training, "test": study.testing},
         resample=config["resample"],

@@ -6,7 +6,7 @@
 rule report:
     """Write the report, its tables as DOCX, the model card and the digests of the inputs."""
     input:
-        flow="<results>/cohort/flow.json",
+        flow="<results>/table1/flow.json",
         flips="<results>/cohort/label_flips.tsv",
         cohort="<results>/cohort/cohort.tsv",
         table1=study.of_training(["<results>/table1/table1.tsv"]),
@@ -35,9 +35,12 @@ rule report:
         "<results>/report/report.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 2000,
+        runtime=30,
     params:
         # The report prints and compares every setting that can change a result.
-        config={section: settings for section, settings in config.items() if section != "computing"},
+        config={section: settings for section, settings in config.items() if section not in ("computing", "storage")},
         table=study.table_digest(),
         # Of the stages that the report rests on; the others look, and change no result.
         codes=lambda w: {

@@ -19,6 +19,9 @@ rule resample:
         "<results>/resample/{patient}.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 1500,
+        runtime=10,
     params:
         field_of_view_mm=config["resample"]["field_of_view_mm"],
         matrix=config["resample"]["matrix"],

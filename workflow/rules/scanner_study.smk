@@ -33,6 +33,8 @@ rule scanner_study_train:
     threads: study.candidate(config["scanner_study"]["candidate"], "training")["threads"]
     resources:
         gpu=1,
+        mem_mb=lambda w, attempt: attempt * study.training_mb(config["scanner_study"]["candidate"]),
+        runtime=1440,
     params:
         scanner=lambda w: config["scanner_study"]["scanners"][int(w.number) - 1],
         candidate=config["scanner_study"]["candidate"],
@@ -70,6 +72,9 @@ rule scanner_study:
         "<results>/scanner_study/scanner_study.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 1500,
+        runtime=10,
     params:
         candidate=config["scanner_study"]["candidate"],
         scanners=config["scanner_study"]["scanners"],

@@ -32,6 +32,8 @@ rule seed_study_train:
     threads: study.candidate(config["seed_study"]["candidate"], "training")["threads"]
     resources:
         gpu=1,
+        mem_mb=lambda w, attempt: attempt * study.training_mb(config["seed_study"]["candidate"]),
+        runtime=1440,
     params:
         candidate=config["seed_study"]["candidate"],
         network=study.candidate(config["seed_study"]["candidate"], "network"),
@@ -60,6 +62,9 @@ rule seed_study:
         "<results>/seed_study/seed_study.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 1500,
+        runtime=10,
     params:
         candidate=config["seed_study"]["candidate"],
         seeds=config["seed_study"]["seeds"],

@@ -26,6 +26,9 @@ rule select:
         "<results>/select/select.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 1500,
+        runtime=10,
     params:
         candidates=study.candidates,
         criterion=config["select"]["criterion"],

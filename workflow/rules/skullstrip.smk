@@ -15,6 +15,9 @@ rule skullstrip:
         "<results>/skullstrip/{patient}.benchmark.tsv"
     conda:
         "../../envs/haemex.yaml"
+    resources:
+        mem_mb=lambda w, attempt: attempt * 1500,
+        runtime=10,
     params:
         seal_gap_mm=config["skullstrip"]["seal_gap_mm"],
         min_brain_ml=config["skullstrip"]["min_brain_ml"],

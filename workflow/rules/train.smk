@@ -32,6 +32,8 @@ rule train:
     threads: lambda w: study.candidate(w.candidate, "training")["threads"]
     resources:
         gpu=1,
+        mem_mb=lambda w, attempt: attempt * study.training_mb(w.candidate),
+        runtime=1440,
     params:
         network=lambda w: study.candidate(w.candidate, "network"),
         training=lambda w: study.candidate(w.candidate, "training"),

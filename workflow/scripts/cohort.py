@@ -9,7 +9,6 @@ if __name__ == "__main__":
             table_path=snakemake.input.table,
             measure_paths=snakemake.input.measured,
             cohort_out=snakemake.output.cohort,
-            flow_out=snakemake.output.flow,
             flips_out=snakemake.output.flips,
             eligibility=snakemake.params.eligibility,
             cohorts=snakemake.params.cohorts,

@@ -19,5 +19,5 @@ if __name__ == "__main__":
             precision=snakemake.params.precision,
             ensemble=snakemake.params.ensemble,
             predictions_path=snakemake.output.predictions,
-            masks_folder=Path(snakemake.output.predictions).parent,
+            masks_folder=snakemake.output.maps,
         )
