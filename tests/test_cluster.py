@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import hashlib
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import slurm_cluster
 import yaml
+from result_digests import digest_results
 
 from haemex.cluster_failures import failure_sentence, tell_cluster_failures
 from haemex.nifti import write_volume
@@ -150,15 +150,7 @@ class Project:
         return dict(counts)
 
     def digests(self):
-        """Digest every result but what says when and how long: logs, TensorBoard's events, benchmarks."""
-        return {
-            path.relative_to(self.results).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(self.results.rglob("*"))
-            if path.is_file()
-            and path.suffix not in (".log", ".tfevents")
-            and path.name != ".lock"
-            and not path.name.endswith(".benchmark.tsv")
-        }
+        return digest_results(self.results)
 
 
 # ------------------------------------------------------------------------------------------------- without a cluster

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import fcntl
 import gzip
-import hashlib
 import os
 import random
 import re
@@ -20,6 +19,7 @@ import psutil
 import pytest
 from fabricated_bundle import make_bundle
 from head_study import write_head_study
+from result_digests import STATE, digest_results
 
 from haemex import recovery
 from haemex.bundle_archive import export_bundle, import_bundle
@@ -31,7 +31,6 @@ from haemex.provenance import ROOT
 from haemex.recovery import MARK, end_orphans, is_whole, mend
 from haemex.tables import write_table
 
-STATE = (".lock", ".unfinished")
 PATIENCE_S = 1200  # of one run, on a machine with other work
 
 
@@ -75,15 +74,7 @@ class Study:
         return said
 
     def digests(self):
-        """Digest every file of the results but logs, events, benchmarks and the state of runs; hidden ones count."""
-        return {
-            path.relative_to(self.results).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(self.results.rglob("*"))
-            if path.is_file()
-            and path.suffix not in (".log", ".tfevents")
-            and path.name not in STATE
-            and not path.name.endswith(".benchmark.tsv")
-        }
+        return digest_results(self.results)
 
     def files(self):
         """Count the results."""
@@ -392,6 +383,16 @@ def test_after_a_run_that_was_cut_off_jobs_are_ended_old_scripts_removed_and_new
     assert run.stdout.splitlines()[-1] == f"0 {lock}", run.stderr
     assert ended == (not orderly) == (not old.exists()) and new.exists()
     assert ended_in_order(results / ".lock")
+
+
+def test_a_job_that_has_ended_is_not_waited_for_although_nobody_asks_for_its_status():
+    """A zombie, as all orphans become in a container whose first process is no init."""
+    job = subprocess.Popen(["sleep", "600"])
+    process = psutil.Process(job.pid)
+    assert recovery._wait([process], 0) == [process]
+    job.kill()
+    assert recovery._wait([process], 60) == [] and process.status() == psutil.STATUS_ZOMBIE
+    job.wait()
 
 
 def test_the_rest_of_a_killed_import_is_gone_with_the_next(tmp_path):

@@ -2,7 +2,6 @@
 
 import collections
 import gzip
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ import zipfile
 import numpy as np
 import pytest
 import yaml
+from result_digests import digest_results
 
 from haemex.locks import locked
 from haemex.nifti import read_volume, write_volume
@@ -86,15 +86,7 @@ class Project:
         return lambda: path.write_text(text)
 
     def digests(self):
-        """Digest every result but what says when and how long: logs, TensorBoard's events, benchmarks."""
-        return {
-            path.relative_to(self.results).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(self.results.rglob("*"))
-            if path.is_file()
-            and path.suffix not in (".log", ".tfevents")
-            and path.name != ".lock"
-            and not path.name.endswith(".benchmark.tsv")
-        }
+        return digest_results(self.results)
 
 
 @pytest.fixture(scope="module")
