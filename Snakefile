@@ -24,7 +24,7 @@ wildcard_constraints:
 
 
 onstart:
-    study.hold()
+    study.hold(workflow)
 
 
 for stage in study.stages:

@@ -6,14 +6,15 @@ CPU seconds (user and system) of whole process trees, so that other work on the 
 
 - `dag`: for each number of patients (rows of the table; five of six are eligible, as in the paper) a study of a user's
   own is laid out, with empty files in place of scans and results. Measured: `snakemake --dry-run` before anything is
-  made; recording all results as made (`--touch`: Snakemake's bookkeeping for every job, without the job); the idle
-  second run, which compares times, settings and inputs of every job with those records, as after a real run.
+  made; choosing, starting, ending and recording every job, without the job (`--touch`); the idle second run, which
+  compares times, settings and inputs of every job with those records, as after a real run.
 - `share`: the stages from convert to augment are run on a few synthetic patients, 512 x 512, network grid small; the
   synthetic patients are made before. Snakemake keeps the scripts that it makes for its jobs (`--skip-script-cleanup`):
-  each is run again as a process of its own, and once more inside one warm process that has everything imported. The
-  last is the science; what the run took beyond it is not. All three have to make the same bytes.
-- `model`: all patients. Jobs times the cost of one job, and Snakemake's own: what it takes to start one job in the
-  second part, and its bookkeeping for so many jobs, of the preprocessing alone, in the first.
+  each is run again as a process of its own, as without the fork server, and once more inside one warm process that has
+  everything imported. The last is the science; what the run took beyond it is not: the server's imports, once; and per
+  job a small process, a fork and Snakemake's own. All three ways have to make the same bytes.
+- `model`: all patients. Jobs times the cost of one job, and Snakemake's own: its bookkeeping for so many jobs, of the
+  preprocessing alone, in the first part.
 """
 
 import argparse
@@ -31,6 +32,8 @@ from pathlib import Path
 
 import yaml
 
+from haemex.fork_server import OF_EVERY_JOB
+from haemex.fork_server import STAGES as FORKED
 from haemex.phantom_cohort import draw_patients, write_cohort_table
 from haemex.provenance import ROOT
 
@@ -75,9 +78,22 @@ def measured(folder, *command):
     return {"cpu_s": usage.ru_utime + usage.ru_stime, "wall_s": time.monotonic() - start, "peak_mb": peak_mb}, text
 
 
+def tell(what, run):
+    """Print a measurement when it is made: the next one may take long."""
+    print(f"{what}: {run['wall_s']:.1f} s, {run['cpu_s']:.1f} CPU s, {run['peak_mb']:.0f} MB", flush=True)
+
+
 def run_snakemake(folder, *arguments):
     """Run Snakemake as a user does."""
     return measured(folder, sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--configfile", "study.yaml")
+
+
+def record_jobs(folder, *arguments):
+    """Have Snakemake choose, start, end and record every job that is due, without the job."""
+    # It waits 0.1 s before it touches the outputs of a job, which is no cost of a job that runs.
+    code = "from snakemake import cli, executors; executors.touch.Executor.SLEEPING_TIME = 0; cli.main()"
+    options = ("--cores", "2", "--touch", "--quiet", "all", "--configfile", "study.yaml")
+    return measured(folder, sys.executable, "-c", code, *arguments, *options)[0]
 
 
 def lay_out(folder, patients):
@@ -138,13 +154,16 @@ def measure_dag(folder, patients, idle):
     eligible, training = lay_out(folder, patients)
     fresh, text = run_snakemake(folder, "--dry-run")
     row = {"patients": patients, "jobs": sum(count_jobs(text).values()), "by_rule": count_jobs(text), "dry run": fresh}
+    tell(f"dry run of {patients} patients", fresh)
     if idle:
         make_empty_results(folder)
-        row["record"], _ = run_snakemake(folder, "--touch", "--quiet", "all")
+        row["record"] = record_jobs(folder)
+        tell(f"choosing and recording {row['jobs']} jobs", row["record"])
         row["idle"], text = run_snakemake(folder)
         assert "Nothing to be done" in text, text[-2000:]
+        tell(f"idle second run of {patients} patients", row["idle"])
         targets = preprocessing_targets(eligible, training, "cost")
-        row["record preprocessing"], _ = run_snakemake(folder, *targets, "--touch", "--forceall", "--quiet", "all")
+        row["record preprocessing"] = record_jobs(folder, *targets, "--forceall")
         metadata = folder / ".snakemake/metadata"
         row["metadata_mb"] = sum(path.stat().st_size for path in metadata.rglob("*") if path.is_file()) / 1e6
     return row
@@ -174,15 +193,17 @@ def measure_share(folder, sample, grid):
     for script, seconds in json.loads(text.splitlines()[-1]).items():
         stages[Path(script).suffixes[-2][1:]]["science_s"] += seconds
     assert results_digest(folder) == digests, "the three ways made different bytes"
-    record, _ = run_snakemake(folder, *targets, "--touch", "--forceall", "--quiet", "all")
+    record = record_jobs(folder, *targets, "--forceall")
+    modules = sorted({*OF_EVERY_JOB, *(module for name in PREPROCESSING for module in FORKED[name])})
+    imports, _ = measured(folder, sys.executable, "-c", f"import {', '.join(modules)}")
     jobs = sum(stage["jobs"] for stage in stages.values())
-    processes = sum(stage["process_s"] for stage in stages.values())
+    science = sum(stage["science_s"] for stage in stages.values())
     return {
         "sample": len(eligible),
         "stages": {name: dict(stage) for name, stage in stages.items()},
         "whole_s": whole["cpu_s"],
-        # What a job costs Snakemake beside its bookkeeping: a shell, the script written, the watch over memory.
-        "start_s": max(whole["cpu_s"] - processes - record["cpu_s"], 0.0) / jobs,
+        "imports_s": imports["cpu_s"],
+        "start_s": max(whole["cpu_s"] - science - record["cpu_s"] - imports["cpu_s"], 0.0) / jobs,
     }
 
 
@@ -223,27 +244,28 @@ def print_dag(rows):
 def print_share(share):
     """Print the second table."""
     print(f"\nPreprocessing of {share['sample']} synthetic patients, CPU s a job")
-    print(f"{'stage':>12} {'jobs':>5} {'science':>8} {'start and imports':>18} {'not science':>12}")
+    print(f"{'stage':>12} {'jobs':>5} {'science':>8} {'start, forked':>14} {'start of its own':>17}")
     for name, stage in share["stages"].items():
         science, process = stage["science_s"] / stage["jobs"], stage["process_s"] / stage["jobs"]
-        part = 1 - science / (process + share["start_s"])
-        print(f"{name:>12} {stage['jobs']:>5} {science:>8.2f} {process - science:>18.2f} {part:>12.0%}")
-    print(f"Snakemake starts a job in {share['start_s']:.3f} CPU s beside its bookkeeping")
+        print(f"{name:>12} {stage['jobs']:>5} {science:>8.2f} {share['start_s']:>14.3f} {process - science:>17.2f}")
+    print(f"The fork server imports {share['imports_s']:.1f} CPU s, once; {share['whole_s']:.1f} in all")
 
 
 def print_model(rows, share):
     """Print the third table: all patients, from the cost of one job and Snakemake's own at that number."""
     print("\nPreprocessing of all patients, CPU s (from the two tables above)")
-    print(f"{'patients':>9} {'jobs':>7} {'science':>9} {'starts, imports':>16} {'Snakemake':>10} {'not science':>12}")
+    print(f"{'patients':>9} {'jobs':>7} {'science':>9} {'starts':>8} {'Snakemake':>10} {'not science':>12}", end="")
+    print(f" {'without the server: starts':>27} {'not science':>12}")
     for row in rows:
         jobs = {name: row["by_rule"][name] for name in PREPROCESSING}
         per_job = {name: {k: v / stage["jobs"] for k, v in stage.items()} for name, stage in share["stages"].items()}
         science = sum(n * per_job[name]["science_s"] for name, n in jobs.items())
         process = sum(n * per_job[name]["process_s"] for name, n in jobs.items())
-        own = sum(jobs.values()) * share["start_s"] + row.get("record preprocessing", row["dry run"])["cpu_s"]
-        part = 1 - science / (process + own)
-        print(f"{row['patients']:>9} {sum(jobs.values()):>7} {science:>9.0f} {process - science:>16.0f}", end="")
-        print(f" {own:>10.0f} {part:>12.0%}")
+        forked = sum(jobs.values()) * share["start_s"] + share["imports_s"]
+        own = row.get("record preprocessing", row["dry run"])["cpu_s"]
+        print(f"{row['patients']:>9} {sum(jobs.values()):>7} {science:>9.0f} {forked:>8.0f} {own:>10.0f}", end="")
+        print(f" {1 - science / (science + forked + own):>12.0%} {process - science:>27.0f}", end="")
+        print(f" {1 - science / (process + own):>12.0%}")
 
 
 def main():

@@ -60,8 +60,11 @@ class NewPatients:
         folders = [f"<results>/new_patient/{patient}" for patient in self.patients]
         self.targets = ["<results>/new_patients/index.html", *folders]
 
-    def hold(self):
-        """Refuse to work beside another Snakemake; the lock ends with the process, however it ends."""
+    def hold(self, workflow):
+        """Refuse to work beside another Snakemake; the lock ends with the process, however it ends.
+
+        Its jobs load PyTorch, and a process with PyTorch's threads cannot be forked: `workflow` is left as it is.
+        """
         with one_sentence():
             hold_study(self.config["study"])
         tell_cluster_failures()

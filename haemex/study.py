@@ -166,15 +166,18 @@ class Study:
         write_model(patients, folder / "expansion_model.json", self.config["seed"], settings.get("centre", "first"))
         self.truth = [(folder / "truth.tsv").as_posix()]
 
-    def hold(self):
+    def hold(self, workflow):
         """Refuse to work on the study beside another Snakemake; the lock ends with the process, however it ends.
 
-        From then on, what fails on a cluster is told.
+        From then on, what fails on a cluster is told, and on this machine short jobs are forked.
         """
+        from haemex.fork_server import start_fork_server
+
         with one_sentence():
             hold_study(self.config["study"])
         self.unfinished.begin()
         tell_cluster_failures()
+        start_fork_server(workflow, self.config["study"])
 
     def owed(self, wildcards):
         """List an output of every job if a run has not ended well; Snakemake asks for the last ones alone."""

@@ -97,12 +97,12 @@ def undisturbed(tmp_path_factory):
 
 
 def jobs_of(process):
-    """List the processes that a Snakemake has started and that run a script."""
+    """List the processes that a Snakemake has started and that run a script; those that it is forked from and with."""
     found = []
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                if any("/.snakemake/scripts/" in word for word in child.cmdline()):
+                if any("/.snakemake/scripts/" in word or "fork_server" in word for word in child.cmdline()):
                     found.append(child)
     return found
 
