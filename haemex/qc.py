@@ -9,6 +9,7 @@ import statistics
 import sys
 from pathlib import Path
 
+from haemex.errors import InputError
 from haemex.failures import TO_THE_PAGE, collect, in_words, jobs_of, write_failures
 from haemex.files import read_json, write_atomically
 from haemex.inspection import MAX_OUTSIDE_FIELD
@@ -201,21 +202,31 @@ def states(results, patients, failures):
     for patient in patients:
         inspected = Path(results) / "inspect" / f"{patient}.json"
         mine = of.get(patient, [])
+        row = {}
         if inspected.is_file() and not any(one["upstream"] for one in mine):
-            rows.append(_inspected(inspected) | ({"state": "failed", "failures": mine} if mine else {}))
-        else:
-            rows.append(
-                {"patient": patient, "state": "failed" if mine else "waiting", "warnings": [], "failures": mine}
-            )
+            try:
+                row = _inspected(inspected)
+            except InputError:
+                damaged = f"{inspected} is damaged. The next run makes it anew."
+                mine.append({"stage": "inspect", "sentence": damaged, "upstream": True})
+        state = "failed" if mine else "inspected" if row else "waiting"
+        rows.append({"patient": patient, "warnings": [], **row, "state": state, "failures": mine})
     return rows
 
 
 def _inspected(path):
-    """Read the row of an inspected patient."""
-    row = read_json(path)
-    scanner = " ".join(row[name] for name in ("manufacturer", "model") if row[name])
-    row["scanner"] = ", ".join(part for part in (scanner, row["kernel"]) if part) or None
-    return {**row, "state": "inspected", "failures": [], "picture": f"../inspect/{row['patient']}.png"}
+    """Read the row of an inspected patient; refuse one that is damaged or another program's."""
+    try:
+        row = read_json(path)
+        scanner = " ".join(row[name] for name in ("manufacturer", "model") if row[name])
+        scanner = ", ".join(part for part in (scanner, row["kernel"]) if part) or None
+        missing = {"warnings", "even", "pixel_mm", *(key for key, *_ in NUMBERS)} - row.keys()
+        if missing:
+            raise KeyError(*missing)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise InputError("the file is damaged", "delete it, and run the same command again", path) from None
+    picture = f"../inspect/{row['patient']}.png"
+    return {**row, "scanner": scanner, "state": "inspected", "failures": [], "picture": picture}
 
 
 def worst_first(rows):
@@ -254,7 +265,10 @@ def _draw_plain_pictures(results, failed):
                 continue
             drawn += 1
             caption = [f"Patient {row['patient']}", "The baseline CT alone: a stage failed (see the page)."]
-            write_atomically(picture, draw_montage(*read_volume(ct), caption)[0])
+            try:
+                write_atomically(picture, draw_montage(*read_volume(ct), caption)[0])
+            except InputError:  # damaged, as its sentence on the page says
+                continue
         row["picture"] = picture.name
 
 

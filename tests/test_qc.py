@@ -400,7 +400,7 @@ def test_what_was_deleted_for_a_failed_patient_is_no_failure_of_the_next_run(stu
 
 
 def test_a_run_that_failed_never_ends_with_a_traceback_of_ours(study, capsys):
-    """Nothing can be written, yet the table is said; a row that cannot be read is said too."""
+    """Nothing can be written, yet the table is said; rows and a CT that cannot be read are said too."""
     study.run("measure/P1", REFUSED)
     study.page.parent.write_text("a file where the folder should be")
     places = {"page_out": study.page, "table_out": study.table, "failures_out": study.page.with_name("failures.tsv")}
@@ -409,10 +409,19 @@ def test_a_run_that_failed_never_ends_with_a_traceback_of_ours(study, capsys):
     said = capsys.readouterr().err
     assert "What failed could not be written down: " in said and "the mask is <empty>" in said
     study.page.parent.unlink()
-    (study.folder / "inspect/P2.json").write_text("{")
-    end_badly(study=_Asked(["P1", "P2"]), **places, **settings)
+    damages = {"P2": "{", "P3": "[]", "P4": "{}", "P5": '{"manufacturer": 1, "model": 2, "kernel": 3}', "P6": "null"}
+    for patient, content in damages.items():
+        (study.folder / f"inspect/{patient}.json").write_text(content)
+    (study.folder / "convert/P1_baseline.nii.gz").write_text("no volume")
+    end_badly(study=_Asked(["P1", *damages]), **places, **settings)
     said = capsys.readouterr().err
-    assert "could not be written down" in said and "haemex: 1 patient failed; which and why: " in said
+    assert "could not be written down" not in said and "haemex: 1 patient failed; which and why: " in said
+    page = study.page.read_text()
+    assert _order(page) == [("failed", patient) for patient in ("P1", *damages)]
+    assert page.count("is damaged. The next run makes it anew.") == len(damages)
+    assert not any((study.folder / f"inspect/{patient}.json").exists() for patient in damages), (
+        "Snakemake has them whole"
+    )
     assert "the column `excluded` of cohort.tsv" in " ".join(said.split())
 
 

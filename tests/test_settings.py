@@ -137,7 +137,7 @@ def test_a_refused_value_is_explained_without_a_regular_expression_or_a_python_t
         "`cohorts.test.1`: 2019 is not of type 'string'",
         '`cohorts.train.0`: a date needs quotation marks: "2012-02-01"',
         "`cohorts.train.1`: '2018/08/31' does not fit (a day, as \"2018-08-31\")",
-        "`study`: 'my study' does not fit (name of the study, letters, digits, _, - and . only",
+        "`study`: 'my study' does not fit (name of the study, letters, digits, _, - and . only, - and . not first",
         "results go to results/<study>/)",
     ]
 
