@@ -418,6 +418,32 @@ def test_an_interrupted_and_a_cancelled_run_are_completed_by_the_next(done, clus
 
 
 @pytest.mark.cluster
+def test_a_job_that_outlives_its_killed_snakemake_is_ended_before_its_successor_begins(done, cluster):
+    """On the node where the next Snakemake starts; what runs on another node is for `scancel` (profiles/README.md)."""
+    before = done.digests()
+
+    def state(number):
+        return next(job["JobState"] for job in cluster.jobs() if job["JobId"] == number)
+
+    with cluster.held():
+        process, number = start_and_wait(done, cluster, "--forcerun", "qc")
+        process.kill()
+        process.communicate()
+        assert state(number) == "RUNNING"
+        submitted = len(cluster.jobs())
+        process = done.start()
+        until = time.monotonic() + 300
+        while state(number) == "RUNNING":
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.2)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    assert re.search(r"jobs? of an earlier run still at work; ending (it|them)", said), said
+    assert done.digests() == before
+    assert [rule_or_group(job) for job in cluster.jobs()[submitted:]] == ["qc"]
+
+
+@pytest.mark.cluster
 def test_what_the_cluster_refuses_is_told(tmp_path, cluster):
     """A partition that does not exist: of a single job the cluster's own words, of a group where to find them."""
     project = Project(tmp_path)
