@@ -40,6 +40,7 @@ from haemex.provenance import ROOT
 SMALL_GRID = {"resample": {"field_of_view_mm": [160.0, 160.0, 160.0], "matrix": [32, 32, 20]}}
 IN_THE_PAPER = {"infratentorial": 29, "ventricular_only": 3, "died_or_surgery": 11, "poor_image_quality": 8}
 TABLE, TRAIN, TEST = 317, 189, 77
+CORES = 2
 SLICES = 32  # files in a scan's folder; Snakemake does not look inside, haemex does
 EMPTY = {".json": "[]"}
 PREPROCESSING = ("convert", "measure", "markers", "skullstrip", "resample", "inspect", "augment")
@@ -85,14 +86,16 @@ def tell(what, run):
 
 def run_snakemake(folder, *arguments):
     """Run Snakemake as a user does."""
-    return measured(folder, sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--configfile", "study.yaml")
+    return measured(
+        folder, sys.executable, "-m", "snakemake", "--cores", str(CORES), *arguments, "--configfile", "study.yaml"
+    )
 
 
 def record_jobs(folder, *arguments):
     """Have Snakemake choose, start, end and record every job that is due, without the job."""
     # It waits 0.1 s before it touches the outputs of a job, which is no cost of a job that runs.
     code = "from snakemake import cli, executors; executors.touch.Executor.SLEEPING_TIME = 0; cli.main()"
-    options = ("--cores", "2", "--touch", "--quiet", "all", "--configfile", "study.yaml")
+    options = ("--cores", str(CORES), "--touch", "--quiet", "all", "--configfile", "study.yaml")
     return measured(folder, sys.executable, "-c", code, *arguments, *options)[0]
 
 
@@ -202,6 +205,7 @@ def measure_share(folder, sample, grid):
         "sample": len(eligible),
         "stages": {name: dict(stage) for name, stage in stages.items()},
         "whole_s": whole["cpu_s"],
+        "wall_s": whole["wall_s"],
         "imports_s": imports["cpu_s"],
         "start_s": max(whole["cpu_s"] - science - record["cpu_s"] - imports["cpu_s"], 0.0) / jobs,
     }
@@ -248,7 +252,9 @@ def print_share(share):
     for name, stage in share["stages"].items():
         science, process = stage["science_s"] / stage["jobs"], stage["process_s"] / stage["jobs"]
         print(f"{name:>12} {stage['jobs']:>5} {science:>8.2f} {share['start_s']:>14.3f} {process - science:>17.2f}")
-    print(f"The fork server imports {share['imports_s']:.1f} CPU s, once; {share['whole_s']:.1f} in all")
+    science = sum(stage["science_s"] for stage in share["stages"].values()) / share["wall_s"] / CORES
+    print(f"The fork server imports {share['imports_s']:.1f} CPU s, once; all jobs took {share['whole_s']:.1f} CPU s")
+    print(f"and {share['wall_s']:.1f} s on {CORES} cores; the science fills {science:.0%} of that")
 
 
 def print_model(rows, share):

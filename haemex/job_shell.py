@@ -5,6 +5,7 @@ and every job, so it imports next to nothing.
 """
 
 import os
+import signal
 import socket
 import sys
 
@@ -30,6 +31,7 @@ def main(address, python, stages, usual, *arguments):
     script = script_of(arguments[-1], python, stages.split(","))
     status = ask(address, script) if script else None
     if status is None:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and so would all that the shell starts
         os.execv(usual, [usual, *arguments])
     sys.exit(status)
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import gzip
+import json
 import os
 import random
 import re
@@ -443,9 +444,52 @@ def refuse_tracebacks(said):
     assert "Traceback" not in said and "a fault of haemex" not in said, said
 
 
+def pages_kb(paths):
+    """What files take on a small disk."""
+    return sum(-(-path.stat().st_size // 4096) * 4 for path in paths)
+
+
+def outputs_by_rule(study):
+    """Of every rule that has run, the outputs of one job: the last by name, which Snakemake's records tell."""
+    jobs = {}
+    for path in sorted(study.folder.glob(".snakemake/metadata/**/*")):
+        if path.is_file():
+            record = json.loads(path.read_text())
+            output = recovery._output_of(path.relative_to(study.folder))
+            jobs.setdefault((record["rule"], tuple(map(Path, record["log"]))), []).append(output)
+    return {rule: (outputs, logs) for (rule, logs), outputs in sorted(jobs.items())}
+
+
 @pytest.mark.slow
 def test_a_disk_that_is_full_in_every_stage(undisturbed, mounts, tmp_path):
-    """The disk grows by a little after each failure, until the study is complete: it was full in most stages."""
+    """Of each rule the outputs of a job are taken away, and half of the room that they had is left."""
+    study = undisturbed.copy(tmp_path / "study")
+    jobs = outputs_by_rule(study)
+    assert len(jobs) >= 18, sorted(jobs)
+    for rule, (outputs, logs) in jobs.items():
+        gone = [study.folder / path for path in (*outputs, *logs, logs[0].with_suffix(".benchmark.tsv"))]
+        files = [path for whole in gone for path in (whole.rglob("*") if whole.is_dir() else [whole])]
+        room = pages_kb(path for path in files if path.is_file()) // 8 * 4
+        for path in gone:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        size = pages_kb(path for path in study.folder.glob("results/**/*") if path.is_file()) + room
+        (study.folder / "results").rename(study.folder / "kept")
+        (study.folder / "results").mkdir()
+        status, said = study.run(*map(str, outputs), before=on_small_disk(mounts, size))
+        refuse_tracebacks(said)
+        assert status != 0, (rule, said)
+        sentence = r"the disk is full. Free some space, and run the same command again|No space left on device"
+        assert re.search(sentence, said), (rule, said)
+        shutil.rmtree(study.folder / "results")
+        (study.folder / "kept").rename(study.folder / "results")
+        said = study.complete()
+        assert study.digests() == undisturbed.expected, (rule, said)
+        refuse_leftovers(study)
+
+
+@pytest.mark.slow
+def test_a_disk_that_grows_too_slowly(undisturbed, mounts, tmp_path):
+    """The disk grows by a little after each failure, until the study is complete."""
     study, rng = undisturbed.copy(tmp_path / "study", results=False), random.Random(1)
     (study.folder / "results").mkdir(exist_ok=True)
     (study.folder / "kept").mkdir()

@@ -173,8 +173,9 @@ def test_one_jobs_doings_are_not_the_next_ones(place):
 
 
 def test_what_is_no_short_job_runs_in_bash(place):
-    out, _ = run(place, f"{PREFIX} echo $BASH; false | true", command_of(place, FACTS, stage="train"))
-    assert os.path.basename(out[0]) == "bash" and out[1] == "1"
+    piped, train = f"{PREFIX} echo $BASH; yes | true", command_of(place, FACTS, stage="train")
+    out, said = run(place, piped, train)
+    assert os.path.basename(out[0]) == "bash" and out[1] == str(128 + signal.SIGPIPE) and said == ""
     assert SERVER not in json.loads(out[2])["parent"]
 
 
