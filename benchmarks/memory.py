@@ -6,8 +6,9 @@ It runs a study of synthetic patients with the paper's scans (512 x 512), grid a
 the paper's takes is measured apart (`haemex/memory.py`). OUT gets the study's results and `memory.tsv`, a row per rule:
 the largest job. It ends with status 1 where a job took more than its rule declares.
 
-A meter is put into every Python that Snakemake starts (`sitecustomize`): the kernel's own high-water mark, where
-Snakemake's benchmark files hold samples that miss the peak of a short job.
+A meter is put into every Python that Snakemake starts (`sitecustomize`), and into every job forked from such a one: the
+kernel's own high-water mark, where Snakemake's benchmark files hold samples that miss the peak of a short job. A forked
+job counts all that its server has loaded, more than it would in a process of its own, as on a cluster.
 """
 
 import argparse
@@ -36,7 +37,7 @@ STUDY = {
 METER = """
 import sys
 
-if any(".snakemake/scripts/" in word for word in sys.orig_argv):
+def begin():
     import atexit, json, os, re, threading, time
 
     seen, start, main = [0], time.monotonic(), os.getpid()
@@ -65,6 +66,12 @@ if any(".snakemake/scripts/" in word for word in sys.orig_argv):
 
     threading.Thread(target=count, daemon=True).start()
     atexit.register(note)
+
+if any(".snakemake/scripts/" in word for word in sys.orig_argv):
+    begin()
+elif any("haemex.fork_server" in word for word in sys.orig_argv):
+    import os
+    os.register_at_fork(after_in_child=begin)
 """
 
 

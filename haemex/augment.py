@@ -9,11 +9,11 @@ All copies of a patient come from one job and lie in one file each for CT and ha
 its own, so training reads one copy without unpacking the others, and any NIfTI reader still sees one 4-D volume.
 """
 
+import gzip
 import zlib
 
 import numpy as np
 import SimpleITK
-from isal import igzip
 
 from haemex.errors import InputError
 from haemex.files import write_atomically, write_json
@@ -213,7 +213,7 @@ def _write_copies(path, volumes, affine, slope=None):
     """Write volumes (z, y, x) as one 4-D NIfTI, a gzip member each; return where each member starts."""
     header = header_bytes((len(volumes), *volumes[0].shape), volumes[0].dtype, affine, slope)
     members = [
-        igzip.compress(part, COMPRESSION, mtime=0) for part in (header, *(volume.tobytes() for volume in volumes))
+        gzip.compress(part, COMPRESSION, mtime=0) for part in (header, *(volume.tobytes() for volume in volumes))
     ]
     write_atomically(path, b"".join(members))
     return np.cumsum([len(member) for member in members[:-1]]).tolist()

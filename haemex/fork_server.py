@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import importlib
 import os
-import runpy
 import selectors
 import shlex
 import shutil
@@ -23,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import types
 from pathlib import Path
 
 from haemex import job_shell
@@ -42,7 +42,7 @@ STAGES = {
     "inspect": ("haemex.inspection", "numpy.ma", *PICTURE),
     "augment": ("haemex.augment",),
 }
-OF_EVERY_JOB = ("snakemake.script", "haemex.logs", "haemex.nifti", "haemex.recovery")
+OF_EVERY_JOB = ("snakemake.iocontainers", "snakemake.logging", "haemex.logs", "haemex.nifti", "haemex.recovery")
 REQUEST_S = 10.0  # for a job's shell to say what it wants
 ENDING_S = 10.0
 DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
@@ -199,6 +199,7 @@ def _fork(request, descriptors):
             traceback.print_exc()
             status = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
         finally:
+            atexit._run_exitfuncs()  # as at the end of any other Python
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(OSError, ValueError):
                     stream.flush()
@@ -227,8 +228,10 @@ def _become_job(server, folder, variables, descriptors):
 def _run(script):
     """Run a script as Python runs it; return the exit status."""
     sys.argv = [script]
+    main = sys.modules["__main__"] = types.ModuleType("__main__")  # stays until the end, as Python's own does
+    main.__file__ = script
     try:
-        runpy.run_path(script, run_name="__main__")
+        exec(compile(Path(script).read_bytes(), script, "exec"), main.__dict__)
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
             return (end.code or 0) & 255

@@ -117,7 +117,7 @@ def _damaged_input(job):
     """Return what to say of an input that another stage wrote and that is damaged, or None."""
     from haemex.recovery import is_whole
 
-    results = os.path.join("results", str(job.config["study"]), "") if job else ""
+    results = os.path.join("results", str(job.config.get("study", "")), "") if job else ""
     for path in job.input if job else []:
         with contextlib.suppress(OSError):
             if str(path).startswith(results) and os.path.isfile(path) and not is_whole(path):

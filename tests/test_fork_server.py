@@ -152,6 +152,7 @@ def test_a_forked_job_finds_what_a_process_of_its_own_finds(place):
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 143, ""),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 137, ""),
         ("print('half', end='')", 0, ""),
+        ("import atexit; last = 'words'; atexit.register(lambda: print(__import__('__main__').last))", 0, ""),
         ("import sys; sys.stdout.close(); sys.stderr.close()", 0, ""),
     ],
 )
