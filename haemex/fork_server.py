@@ -42,7 +42,14 @@ STAGES = {
     "inspect": ("haemex.inspection", "numpy.ma", *PICTURE),
     "augment": ("haemex.augment",),
 }
-OF_EVERY_JOB = ("snakemake.iocontainers", "snakemake.logging", "haemex.logs", "haemex.nifti", "haemex.recovery")
+OF_EVERY_JOB = (
+    "snakemake.io",
+    "snakemake.iocontainers",
+    "snakemake.logging",
+    "haemex.logs",
+    "haemex.nifti",
+    "haemex.recovery",
+)
 REQUEST_S = 10.0  # for a job's shell to say what it wants
 ENDING_S = 10.0
 DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
