@@ -80,16 +80,16 @@ def start_fork_server(workflow, study):
         return False
     home = Path(".snakemake/fork_server", study)
     shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(parents=True)
-    folder = Path(tempfile.mkdtemp(dir=home))
-    address, launcher = str(folder / "socket"), folder.resolve() / "shell"
-    words = (sys.executable, "-I", "-S", job_shell.__file__, address, sys.executable, ",".join(STAGES), usual)
-    launcher.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', encoding="utf-8")
-    launcher.chmod(0o700)
     with socket.socket(socket.AF_UNIX) as listener:
         try:
+            home.mkdir(parents=True)
+            folder = Path(tempfile.mkdtemp(dir=home))
+            address, launcher = str(folder / "socket"), folder.resolve() / "shell"
+            words = (sys.executable, "-I", "-S", job_shell.__file__, address, sys.executable, ",".join(STAGES), usual)
+            launcher.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', encoding="utf-8")
+            launcher.chmod(0o700)
             listener.bind(address)
-        except OSError:  # the name is too long, or the drive knows no sockets
+        except OSError:  # the disk is full, the name too long, or the drive knows no sockets
             return False
         if not os.access(launcher, os.X_OK):  # the drive does not execute
             return False

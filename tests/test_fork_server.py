@@ -180,6 +180,14 @@ def test_what_is_no_short_job_runs_in_bash(place):
     assert SERVER not in json.loads(out[2])["parent"]
 
 
+def test_where_there_is_no_room_for_a_server_there_is_none(place):
+    """As on a full disk; a socket's name that is too long is tried below."""
+    (place / ".snakemake/fork_server").write_text("a file where the folder should be")
+    process = start(place, f"{PREFIX} true")
+    out, said = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, out, said) == (1, "", "no server\n")
+
+
 # --- the end of one or the other ----------------------------------------------------------------------------------
 
 SLEEP = "import pathlib, os, time; pathlib.Path('job').write_text(str(os.getpid())); time.sleep(600)"
