@@ -33,7 +33,7 @@ LOCKED := install --compile --no-deps --require-hashes
 
 # Without a GPU, trainings run side by side on the CPU: as many as there are cores.
 demo: .venv/ready compile
-	@echo "haemex: the whole study on synthetic patients, about six minutes on two cores"
+	@echo "haemex: the whole study on synthetic patients, about four minutes on two cores"
 	@$(BIN)/snakemake --cores $(CORES) --resources gpu=$(CORES) --configfile config/demo.yaml
 	@echo "The report: results/demo/report/report.html"
 
