@@ -126,7 +126,7 @@ def serve(listening, alive, folder):
     folder : str
         Folder of the socket, removed in the end.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches Snakemake too, which ends its jobs
+    interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches Snakemake too, which ends its jobs
     signal.signal(signal.SIGCHLD, lambda *_: None)
     woken, wakes = socket.socketpair()
     wakes.setblocking(False)
@@ -150,7 +150,7 @@ def serve(listening, alive, folder):
                 job = listener.accept()[0]
                 with contextlib.suppress(OSError, ValueError):
                     request, descriptors = _read_request(job)
-                    jobs[job] = _fork(request, descriptors)
+                    jobs[job] = _fork(request, descriptors, interrupted)
                     selector.register(job, selectors.EVENT_READ)
     finally:
         for process in jobs.values():
@@ -189,8 +189,8 @@ def _read_request(job):
     return (os.fsdecode(script), folder, dict(variable.split(b"=", 1) for variable in variables)), descriptors
 
 
-def _fork(request, descriptors):
-    """Fork a job; return its process."""
+def _fork(request, descriptors, interrupted):
+    """Fork a job, which does at an interrupt what the server would have done; return its process."""
     script, folder, variables = request
     for module in (*OF_EVERY_JOB, *STAGES[script.rsplit(".", 2)[1]]):
         with contextlib.suppress(Exception):  # the job says it, in its log
@@ -200,6 +200,7 @@ def _fork(request, descriptors):
     if not process:
         status = 1
         try:
+            signal.signal(signal.SIGINT, interrupted)
             _become_job(server, folder, variables, descriptors)
             status = _run(script)
         except BaseException as error:
@@ -223,7 +224,6 @@ def _become_job(server, folder, variables, descriptors):
         os._exit(1)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     for place, descriptor in enumerate(descriptors):
         os.dup2(descriptor, place)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))

@@ -180,6 +180,7 @@ def test_a_profile_sets_what_the_default_profile_sets(name):
         if key != "resources":  # one training at a time is for one machine
             assert PROFILES[name][key] == value, key
     assert "gpu=1" not in PROFILES[name].get("resources", [])
+    assert PROFILES[name]["scheduler-subsample"] >= PROFILES[name]["jobs"]
 
 
 @pytest.mark.parametrize("name", CLUSTERS)

@@ -97,11 +97,16 @@ def command_of(place, code, stage="measure"):
     return f"{PREFIX} {sys.executable} {shlex.quote(str(script))}"
 
 
+def in_the_foreground():
+    """Be interrupted as on a terminal; what a script starts in its background is not, and the tests may be there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(place, *commands, **variables):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     return subprocess.Popen(
         [sys.executable, "-c", MAIN, *commands], cwd=place, env=environment, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=in_the_foreground,
     )  # fmt: skip
 
 
@@ -158,7 +163,9 @@ def test_a_forked_job_finds_what_a_process_of_its_own_finds(place):
 )
 def test_a_forked_job_ends_as_a_process_of_its_own_ends(place, code, status, said):
     command = command_of(place, code)
-    own = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    own = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=False, preexec_fn=in_the_foreground
+    )
     out, error = run(place, command)
     assert out == f"{own.stdout}{status}".splitlines()
     assert status == (own.returncode if own.returncode >= 0 else 128 - own.returncode)
