@@ -29,14 +29,14 @@ from haemex import job_shell
 
 # What Pillow loads before it writes a PNG.
 PICTURE = ("PIL.ImageDraw", *(f"PIL.{kind}ImagePlugin" for kind in ("Bmp", "Gif", "Jpeg", "Ppm", "Png")))
-MARKERS = ("skimage.filters.thresholding", "skimage.morphology")  # whose packages load their modules on demand
+LAZY = ("skimage.filters.thresholding", "skimage.morphology")  # their packages load them on demand
 # Rules of one patient's short jobs, and what such a job imports beside Snakemake's own: as the script and the functions
 # that it calls do. A module left out costs time, no more.
 STAGES = {
     "phantom": ("haemex.phantom", "scipy.fft", "scipy.ndimage", "scipy.sparse", "pydicom.filewriter"),
     "convert": ("haemex.convert", "nibabel", "numpy.ma"),
     "measure": ("haemex.volume", "scipy.spatial"),
-    "markers": ("haemex.markers", "haemex.marker_picture", *MARKERS, *PICTURE),
+    "markers": ("haemex.markers", "haemex.marker_picture", *LAZY, *PICTURE),
     "skullstrip": ("haemex.skullstrip",),
     "resample": ("haemex.resample",),
     "inspect": ("haemex.inspection", "numpy.ma", *PICTURE),
@@ -207,11 +207,13 @@ def _fork(request, descriptors, interrupted):
             traceback.print_exc()
             status = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
         finally:
-            atexit._run_exitfuncs()  # as at the end of any other Python
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError):
-                    stream.flush()
-            os._exit(status)
+            try:
+                atexit._run_exitfuncs()  # as at the end of any other Python
+                for stream in (sys.stdout, sys.stderr):
+                    with contextlib.suppress(OSError, ValueError):
+                        stream.flush()
+            finally:  # whatever happens here, an interrupt too: a copy of the server must not go on as one
+                os._exit(status)
     for descriptor in descriptors:
         os.close(descriptor)
     return process

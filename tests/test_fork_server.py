@@ -173,6 +173,12 @@ def test_a_forked_job_ends_as_a_process_of_its_own_ends(place, code, status, sai
         assert said in words if said else words == ""
 
 
+def test_a_job_that_cannot_even_end_does_not_go_on_as_a_second_server(place):
+    bad = "import sys, types; sys.stdout = types.SimpleNamespace(flush=lambda: 1 / 0)"
+    out, _ = run(place, command_of(place, bad), command_of(place, "print('next')"))
+    assert out == ["0", "next", "0"]
+
+
 def test_one_jobs_doings_are_not_the_next_ones(place):
     change = "import os, haemex.volume; os.environ['X'] = '1'; os.chdir('/'); haemex.volume.X = 1; print('done')"
     look = "import os, haemex.volume; print('X' in os.environ, os.getcwd() == '/', hasattr(haemex.volume, 'X'))"
